@@ -12,7 +12,6 @@ import numpy as np
 from torch import nn
 
 from saekit.errors import DataError, UsageError, check_choice, opt
-from saekit.inspection.feature_rows import FeatureRow as FeatureRow
 from saekit.inspection.feature_rows import FeatureRows, feature_row
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel, open_pair

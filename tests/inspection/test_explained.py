@@ -132,8 +132,9 @@ def test_a_name_is_the_label_and_is_found(run, made, capsys):
     assert value["index"] == NAMED and set(value["figures"]) == {"match", "words"}
     assert set(value) == {
         "index", "act", "max", "density", "label", "tokens", "score", "figures", "source",
-        "at", "values",
+        "at", "values", "labeled_by", "raises", "below_chance",
     }  # fmt: skip
+    assert value["labeled_by"] == "name"
     # filters and the order by score go with it
     assert saekit.features(run, made.store, explained="speech", max_density=0.0) == []
     assert saekit.features(run, made.store, explained="speech", sort="score")[0].index == NAMED
