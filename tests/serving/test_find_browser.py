@@ -137,7 +137,7 @@ def test_what_is_wrong_is_said_in_the_note(browser, url):
     tab = Tab(browser, url)
     for text, words in [
         ("token:Dog", "spaces and capitals count"),
-        ("near:999", "this model has 64"),
+        ("near:999", "this dictionary has 64"),
         ("label:cat", "no labels"),
     ]:
         tab.page.fill("#search", text)
