@@ -100,6 +100,7 @@ def _text_json(result: SteerResult) -> dict[str, Any]:
         "dose": [{key: getattr(dose, key) for key in keys} for dose in result.doses],
         "controls": control_rows(result.doses),
         "verdict": result.verdict or None,
+        "scope": result.scope or None,
         "report": result.report,
     }
 
@@ -123,6 +124,7 @@ def _image_json(result: ImageSteerResult) -> dict[str, Any]:
         ],
         "controls": control_rows(result.doses),
         "verdict": result.verdict or None,
+        "scope": result.scope or None,
         "report": result.report,
     }
 

@@ -60,7 +60,7 @@ function prepareSteering() {
   ];
   byId("options").replaceChildren(...fields.filter(Boolean));
   const target = byId("target")?.closest("label");
-  byId("controls").addEventListener("change", () => { target?.toggleAttribute("hidden", !isCompared()); rerun(); });
+  byId("controls").addEventListener("change", () => { target?.toggleAttribute("hidden", !isCompared()); if (isCompared()) rerun(); });
   target?.toggleAttribute("hidden", !isCompared());
   about(byId("controls").closest("label"), `Measures half and all of the strength. ${CONTROLS}`);
 }
