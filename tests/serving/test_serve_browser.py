@@ -287,6 +287,7 @@ def digit() -> bytes:
 
 def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_path):
     tab = Tab(browser, digit_server.client.url)
+    assert "text" not in tab.page.get_attribute("#search", "placeholder")
     (tmp_path / "digit.png").write_bytes(digit())
     tab.page.set_input_files("#file", tmp_path / "digit.png")
     tab.page.wait_for_selector("#contexts .cell")

@@ -195,6 +195,7 @@ function listenForSearch() {
   const box = byId("search");
   byId("labels").replaceChildren(...served.labels.map((label) => el("option", { value: `label:${label}` })));
   byId("search-help").replaceChildren(...helpText());
+  if (served.modality !== "text") box.placeholder = "Number, label:, near: or explained:";
   onSubmit("search-form", entered);
   box.addEventListener("input", typed);
   byId("back").addEventListener("click", () => { box.value = ""; listWords(""); });
