@@ -1,5 +1,5 @@
 """What the box of the page asks beyond numbers and words of labels: which latents a text, a token,
-a label or another latent leads to. Orders and figures are those of `saekit.features`."""
+a label, words or another latent lead to. Orders and figures are those of `saekit.features`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from saekit.errors import UsageError, opt
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Document
+from saekit.inspection.described import Described
 from saekit.inspection.inputs import InputRows, input_rows
+from saekit.inspection.known import Known
 from saekit.inspection.on_input import OnInput, of_input, over_rows
 from saekit.inspection.questions import QUESTIONS, check_order
+from saekit.inspection.questions.explained import of_explanation
 from saekit.inspection.questions.label import of_label
 from saekit.inspection.questions.near import near_latent
 from saekit.inspection.questions.token import of_token
@@ -22,6 +25,11 @@ from saekit.serving.questions import SearchQuestion
 from saekit.serving.reading import Reader
 from saekit.serving.worker import Tell
 
+NOT_DESCRIBED = (
+    "this checkpoint has no names, notes or explanations, so words are looked for only in automatic"
+    " labels and on the strongest rows"
+)
+
 
 class Searcher:
     """Answers one question at a time, with the models of the reader."""
@@ -30,10 +38,12 @@ class Searcher:
         self.reader, self.known = reader, known
 
     def answer(self, question: SearchQuestion, most: int, tell: Tell) -> dict[str, Any]:
-        """{"asked", "by", "orders", "found", "of", "chance", "source"}.
+        """{"asked", "by", "orders", "found", "of", "chance", "note", "source"}.
 
         found: at most `most` latents, best first: KnownLatents.brief with `act` (null: it has none
-            of its own), `figures` by name, and `at`, the token of a text's largest value.
+            of its own), `figures` by name, and `at`, the token of a text's largest value. Of
+            `explained`, `label` is what people or programs said, where they said anything.
+        note: what is missing for a better answer, or null.
         orders: what the question can be ordered by; of: how many latents answer it.
         chance: name -> what the best latent reaches by chance, where the question has one.
         Raises what `saekit.features` raises.
@@ -46,12 +56,18 @@ class Searcher:
         figures = {j: ranking.of(j) or {} for j in order[:most].tolist()}
         is_chance = lambda name: name.endswith("chance")
         scanned = self.known.scanned
+        described = None
+        if asked == "explained" and scanned is not None:
+            described = scanned.known.described
+        label = lambda j: None if described is None else described.label(j)
+        said = lambda j: {} if (of_j := label(j)) is None else {"label": of_j.text}
         return {
             "asked": asked,
             "by": by,
             "orders": QUESTIONS[asked].orders,
             "found": [
                 self.known.brief(j)
+                | said(j)
                 | {
                     "act": None if ranking.act is None else float(ranking.act[j]),
                     "figures": {n: v for n, v in of_j.items() if not is_chance(n)},
@@ -61,6 +77,7 @@ class Searcher:
             ],
             "of": len(order),
             "chance": {n: v for n, v in next(iter(figures.values()), {}).items() if is_chance(n)},
+            "note": None if described is None or _is_described(described) else NOT_DESCRIBED,
             "source": None if scanned is None else scanned.known.source,
         }
 
@@ -78,8 +95,15 @@ class Searcher:
             return of_token(inspected, known, question.token, by), None
         if question.label is not None:
             return of_label(known, question.label, by), None
+        if question.explained is not None:
+            return _by_words(known, question.explained), None
         assert question.near is not None
-        known.check(question.near)
+        self.known.check(question.near)
+        if known.active[question.near] == 0:
+            raise DataError(
+                f"latent {question.near} never fired in the {known.rows:,} rows of the store",
+                "choose one that fires",
+            )
         return near_latent(inspected, known, question.near, by), None
 
     def _read(self, text: str, tell: Tell) -> OnInput:
@@ -108,3 +132,18 @@ class Searcher:
                 f"start the server with {opt('store')}",
             )
         return scanned
+
+
+def _by_words(known: Known, words: str) -> Ranking:
+    """As `saekit.features` answers `explained`; what says nothing matches nothing."""
+    try:
+        return of_explanation(known, words)
+    except DataError as error:
+        if _is_described(known.described):
+            raise
+        raise DataError(error.cause, f"{NOT_DESCRIBED}; {error.remedy}") from None
+
+
+def _is_described(described: Described) -> bool:
+    """Whether anybody has said anything."""
+    return bool(described.names or described.notes or described.explanations)
