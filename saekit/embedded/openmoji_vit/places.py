@@ -1,4 +1,4 @@
-"""Where the parts of a drawing are, learned from pictures whose parts are known and not their places.
+"""Where the parts of a drawing are, learned from pictures of which only the parts are known.
 
     places = Places()                    # (B,3,72,72) -> (B,T,P), log-probabilities
     loss = places.loss(x_BCHW, emoji)    # of learning them
@@ -35,7 +35,7 @@ LEAST, MOST = 0.05, 0.95  # of the targets: see `targets`
 
 @functools.lru_cache(maxsize=1)
 def shown() -> tuple[Tensor, Tensor]:
-    """Of every emoji whether its drawing shows each part, and whether that is clear (E,P), 0 or 1."""
+    """Whether an emoji's drawing shows each part, and whether that is clear (E,P), 0 or 1."""
     known = [[parts()[part].get(emoji.name) for part in parts()] for emoji in table()]
     visible = [[seen == VISIBLE for seen in each] for each in known]
     clear = [[seen != UNCLEAR for seen in each] for each in known]
@@ -111,8 +111,6 @@ class Places(nn.Module):
     def targets(self, x_BCHW: Tensor, emoji: list[int]) -> Tensor:
         """Probabilities (B,T,P): none of a part that the emoji does not show; of one that it shows,
         scaled so that the most likely patch has MOST (from LEAST up)."""
-        visible_EP, clear_EP = shown()
-        visible_BP, clear_BP = visible_EP[emoji][:, None], clear_EP[emoji][:, None]
         p_BTP = self(x_BCHW).exp()
         scaled_BTP = p_BTP / p_BTP.amax(1, keepdim=True).clamp(min=LEAST) * MOST
-        return torch.where(visible_BP > 0, scaled_BTP, p_BTP) * (visible_BP + 1 - clear_BP)
+        return scaled_BTP * shown()[0][emoji][:, None]

@@ -35,7 +35,7 @@ from saekit.embedded import openmoji
 from saekit.embedded.openmoji.parts import parts
 from saekit.embedded.openmoji.table import table
 from saekit.embedded.openmoji_vit import FOLDER
-from saekit.embedded.openmoji_vit.places import RATE, Places, other_colors, with_parts
+from saekit.embedded.openmoji_vit.places import RATE, Places, other_colors, shown, with_parts
 from saekit.embedded.silence import quiet_transformers
 
 SEED = 0
@@ -49,7 +49,7 @@ EPOCHS_MASKED, EPOCHS_PLACES, EPOCHS_NAMED = 40, 64, 48
 FROZEN, PICTURES = 3, 6  # of the last stage: blocks that stay, pictures per emoji
 PARTS_AFTER = 5  # blocks: the states are those of the hook blocks.4
 BATCH_MASKED, BATCH_NAMED = 64, 32
-PART_LENGTH = 1.5
+PART_LENGTH, PART_WEIGHT = 1.5, torch.tensor(2.0)  # of its direction, and of a patch that shows it
 MORE_PLACES, MORE_NAMED = 32, 16  # emoji in a batch for the sake of their parts
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
@@ -218,24 +218,24 @@ class Names(nn.Module):
         nn.init.constant_(self.word.bias, -8.0)
         nn.init.constant_(self.part.bias, -5.0)
 
-    def forward(self, h_BTD: Tensor, target_BTP: Tensor, emoji: list[int]) -> Tensor:
-        """Of states before block FROZEN and of what their patches show. `emoji` are those of the
-        first pictures; the others only say their parts."""
-        model = self.model[0]
+    def forward(
+        self, h_BTD: Tensor, target_BTP: Tensor, emoji: list[int], extra: list[int]
+    ) -> Tensor:
+        """Of states before block FROZEN and of what their patches show. The pictures of `extra`,
+        after those of `emoji`, only say their parts."""
+        model, clear_BP = self.model[0], shown()[1][emoji + extra]
         h_BKD, order_BT = seen(h_BTD, SEEN_NAMED, self.generator)
-        shown_BK, rows = order_BT[:, : h_BKD.shape[1] - 1], torch.arange(len(h_BTD))[:, None]
+        seen_BK, rows = order_BT[:, : h_BKD.shape[1] - 1], torch.arange(len(h_BTD))[:, None]
         # parts, of all pictures
         h_BKD = through(model.vit.layers[FROZEN:PARTS_AFTER], h_BKD)
         z_BKD = nnf.layer_norm(h_BKD[:, 1:], (WIDTH,))
         # Directions of one length: to be sure of a wheel, the states must change, not the weights.
         directions_PD = PART_LENGTH * nnf.normalize(self.part.weight, dim=1)
         said_BKP = nnf.linear(z_BKD, directions_PD, self.part.bias).float()
-        part = nnf.binary_cross_entropy_with_logits(
-            said_BKP,
-            target_BTP[rows, shown_BK],
-            reduction="sum",
-            pos_weight=torch.tensor(2.0),
-        ) / len(h_BTD)
+        part_BKP = nnf.binary_cross_entropy_with_logits(
+            said_BKP, target_BTP[rows, seen_BK], reduction="none", pos_weight=PART_WEIGHT
+        )
+        part = (part_BKP * clear_BP[:, None]).sum() / len(h_BTD)
         # names
         h_BKD = through(model.vit.layers[PARTS_AFTER:], h_BKD[: len(emoji)])
         h_BKD = model.vit.layernorm(h_BKD)
@@ -351,7 +351,8 @@ def train(
     if pretrained is None:
         learn(
             [model.vit, masked], lambda *chosen: masked(pictures(*chosen)),
-            EPOCHS_MASKED, BATCH_MASKED, 2**30 - FIRST_NUMBER, SEED + 1, after_epoch("masked", model),
+            EPOCHS_MASKED, BATCH_MASKED, 2**30 - FIRST_NUMBER, SEED + 1,
+            after_epoch("masked", model),
         )  # fmt: skip
     else:
         model.load_state_dict(load_file(pretrained))
@@ -378,7 +379,9 @@ def train(
         more = torch.randint(0, PICTURES, (len(extra),), generator=rare[1])
         which = [number - FIRST_NUMBER for number in numbers] + more.tolist()
         drawn = emoji + extra
-        return names(states[drawn, which].float(), targets[drawn, which].float(), emoji)
+        return names(
+            states[drawn, which].float(), targets[drawn, which].float(), emoji, extra
+        )
 
     learn(
         [model.vit.layers[FROZEN:], model.vit.layernorm, model.classifier, names],
