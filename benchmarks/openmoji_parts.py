@@ -57,20 +57,17 @@ class Codes:
 def codes(checkpoint: str, store: Store) -> Codes:
     model, known = saekit.load(checkpoint), {name: i for i, name in enumerate(openmoji.names())}
     pictures = [known[str(store.example_at(row)[0].ref)] for row in range(0, len(store), PATCHES)]
-    rows, latents, values = [], [], []
+    rows, latents, values, width = [], [], [], 0
     for first in range(0, len(store), 8192):
         batch = store.take(np.arange(first, min(first + 8192, len(store))))
         with torch.no_grad():
             dense = model.encode(batch.x.float()).to_dense()
-        where = dense.nonzero()
+        where, width = dense.nonzero(), dense.shape[1]
         rows.append(where[:, 0].numpy() + first)
         latents.append(where[:, 1].numpy())
         values.append(dense[dense != 0].numpy())
-    return Codes(
-        *(np.concatenate(each) for each in (rows, latents, values)),
-        np.array(pictures),
-        dense.shape[1],
-    )
+    row, latent, value = (np.concatenate(each) for each in (rows, latents, values))
+    return Codes(row, latent, value, np.array(pictures), width)
 
 
 def shows(part: str, found: Codes) -> np.ndarray:
@@ -112,8 +109,9 @@ def line(part: str, latent: int, found: Codes) -> str:
     top = [shown[picture * PATCHES + patch] for picture, patch in found.strongest(latent)]
     weights = found.value[mine]
     share = float((weights * shown[found.row[mine]]).sum() / weights.sum())
+    strongest, density = np.mean(top), mine.sum() / len(shown)
     return (
-        f"{part:8} {latent:5}  density {mine.sum() / len(shown):7.3%}  strongest {np.mean(top):4.0%}"
+        f"{part:8} {latent:5}  density {density:7.3%}  strongest {strongest:4.0%}"
         f"  all {share:4.0%}  base {shown.mean():5.1%}"
     )
 

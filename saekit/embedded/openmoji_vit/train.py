@@ -356,6 +356,7 @@ def train(
         )  # fmt: skip
     else:
         model.load_state_dict(load_file(pretrained))
+
     # Where the parts are.
     def place_loss(emoji: list[int], numbers: list[int]) -> Tensor:
         extra = with_parts(training_emoji(), MORE_PLACES, rare[0])
@@ -379,9 +380,7 @@ def train(
         more = torch.randint(0, PICTURES, (len(extra),), generator=rare[1])
         which = [number - FIRST_NUMBER for number in numbers] + more.tolist()
         drawn = emoji + extra
-        return names(
-            states[drawn, which].float(), targets[drawn, which].float(), emoji, extra
-        )
+        return names(states[drawn, which].float(), targets[drawn, which].float(), emoji, extra)
 
     learn(
         [model.vit.layers[FROZEN:], model.vit.layernorm, model.classifier, names],
