@@ -3,11 +3,11 @@
     python benchmarks/openmoji_parts.py demo/image/topk demo/image/store [--part wheel ...]
         [--latent wheel=1234 ...] [--rows 3] [--png FILE]
 
-For every part the best latents: the share of their 20 strongest pictures, one per emoji, that show
-the part by saekit.embedded.openmoji.parts, plus half of its share of all their activations. `red`
-and `blue` are parts too: of patches of which 30 % are that color. Pictures of the 20, with a line
-round the patches where the latent has more than half of its largest value there; a name in red is
-not in the table. Which of them a child would name the same way, only an eye can say.
+For every part the best latents: the share of their 20 strongest pictures that show the part by
+saekit.embedded.openmoji.parts, plus half of its share of all their activations. `red` and `blue`
+are parts too: of patches of which 30 % are that color. `--png` draws the strongest picture of each
+of 20 emoji, with a line round the patches where the latent has more than half of its largest value
+there; a name in red is not in the table. Whether a child would give them one name, the eye says.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLORS = {"red": 0, "blue": 2}
 
 @dataclass
 class Codes:
-    """Every activation: its row of the store, latent and value; and the rows' pictures."""
+    """Every activation, by latent: its row of the store and value; and the rows' pictures."""
 
     row: np.ndarray
     latent: np.ndarray
@@ -42,13 +42,20 @@ class Codes:
     pictures: np.ndarray  # of embedded:openmoji, by every PATCHES rows
     latents: int
 
-    def strongest(self, latent: int) -> list[tuple[int, int]]:
-        """(place among `pictures`, patch), the strongest first, one per emoji."""
-        mine = np.flatnonzero(self.latent == latent)
+    def of(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and values."""
+        first, end = np.searchsorted(self.latent, [latent, latent + 1])
+        return self.row[first:end], self.value[first:end]
+
+    def strongest(self, latent: int, emoji: bool = False) -> list[tuple[int, int]]:
+        """(place among `pictures`, its strongest patch), the strongest picture first; of each emoji
+        only one, when asked."""
+        rows, values = self.of(latent)
         taken: dict[int, tuple[int, int]] = {}
-        for index in mine[np.argsort(-self.value[mine], kind="stable")]:
-            picture, patch = divmod(int(self.row[index]), PATCHES)
-            taken.setdefault(openmoji.document(self.pictures[picture]), (picture, patch))
+        for row in rows[np.argsort(-values, kind="stable")].tolist():
+            picture, patch = divmod(row, PATCHES)
+            document = openmoji.document(int(self.pictures[picture]))
+            taken.setdefault(document if emoji else picture, (picture, patch))
             if len(taken) == STRONGEST:
                 break
         return list(taken.values())
@@ -67,7 +74,8 @@ def codes(checkpoint: str, store: Store) -> Codes:
         latents.append(where[:, 1].numpy())
         values.append(dense[dense != 0].numpy())
     row, latent, value = (np.concatenate(each) for each in (rows, latents, values))
-    return Codes(row, latent, value, np.array(pictures), width)
+    order = np.argsort(latent, kind="stable")
+    return Codes(row[order], latent[order], value[order], np.array(pictures), width)
 
 
 def shows(part: str, found: Codes) -> np.ndarray:
@@ -104,12 +112,10 @@ def best(part: str, found: Codes, count: int) -> list[tuple[float, int]]:
 
 
 def line(part: str, latent: int, found: Codes) -> str:
-    shown = shows(part, found)
-    mine = found.latent == latent
+    shown, (rows, values) = shows(part, found), found.of(latent)
     top = [shown[picture * PATCHES + patch] for picture, patch in found.strongest(latent)]
-    weights = found.value[mine]
-    share = float((weights * shown[found.row[mine]]).sum() / weights.sum())
-    strongest, density = np.mean(top), mine.sum() / len(shown)
+    share = float((values * shown[rows]).sum() / values.sum())
+    strongest, density = np.mean(top), len(rows) / len(shown)
     return (
         f"{part:8} {latent:5}  density {density:7.3%}  strongest {strongest:4.0%}"
         f"  all {share:4.0%}  base {shown.mean():5.1%}"
@@ -123,9 +129,8 @@ def sheet(chosen: list[tuple[str, int]], found: Codes, columns: int) -> Image.Im
     for number, (part, latent) in enumerate(chosen):
         top = number * (step + 12)
         draw.text((2, top + 24), f"{part}\n{latent}", fill="black", font=font)
-        mine = found.latent == latent
-        rows, values = found.row[mine], found.value[mine]
-        for column, (place, _) in enumerate(found.strongest(latent)[:columns]):
+        rows, values = found.of(latent)
+        for column, (place, _) in enumerate(found.strongest(latent, emoji=True)[:columns]):
             x, here = left + column * step, rows // PATCHES == place
             index = found.pictures[place]
             picture.paste(openmoji.image(index), (x, top))

@@ -45,12 +45,13 @@ PATCH, WIDTH, BLOCKS, HEADS = 8, 160, 6, 5
 PATCHES = (openmoji.SIZE // PATCH) ** 2
 SEEN_MASKED, SEEN_NAMED, DECODER = 0.4, 0.5, 96
 # Of the three stages: epochs over the emoji for training, one picture each.
-EPOCHS_MASKED, EPOCHS_PLACES, EPOCHS_NAMED = 40, 64, 48
-FROZEN, PICTURES = 3, 6  # of the last stage: blocks that stay, pictures per emoji
+EPOCHS_MASKED, EPOCHS_PLACES, EPOCHS_NAMED = 40, 64, 44
+FROZEN, PICTURES = 2, 16  # of the last stage: blocks that stay, pictures per emoji
 PARTS_AFTER = 5  # blocks: the states are those of the hook blocks.4
 BATCH_MASKED, BATCH_NAMED = 64, 32
-PART_LENGTH, PART_WEIGHT = 1.5, torch.tensor(2.0)  # of its direction, and of a patch that shows it
-MORE_PLACES, MORE_NAMED = 32, 16  # emoji in a batch for the sake of their parts
+PART_LENGTH, PART_WEIGHT = 1.0, torch.tensor(3.0)  # of its direction, and of a patch that shows it
+PART_LOSS = 2.0
+MORE_PLACES, MORE_NAMED = 32, 24  # emoji in a batch for the sake of their parts
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 SMOOTHING = 0.1
@@ -235,7 +236,7 @@ class Names(nn.Module):
         part_BKP = nnf.binary_cross_entropy_with_logits(
             said_BKP, target_BTP[rows, seen_BK], reduction="none", pos_weight=PART_WEIGHT
         )
-        part = (part_BKP * clear_BP[:, None]).sum() / len(h_BTD)
+        part = PART_LOSS * (part_BKP * clear_BP[:, None]).sum() / len(h_BTD)
         # names
         h_BKD = through(model.vit.layers[PARTS_AFTER:], h_BKD[: len(emoji)])
         h_BKD = model.vit.layernorm(h_BKD)
