@@ -29,7 +29,7 @@ from saekit.store.reader import Store
 PATCHES, GRID, PATCH = 81, 9, 8
 STRONGEST = 20
 LEAST_PICTURES = 30
-COLORS = {"red": 0, "blue": 2}
+COLORS = {"red": (0, 130), "blue": (2, 40)}  # channel, and by how much it exceeds the others
 
 
 @dataclass
@@ -84,12 +84,10 @@ def shows(part: str, found: Codes) -> np.ndarray:
         emoji = [table()[openmoji.document(picture)] for picture in found.pictures]
         seen = [parts()[part].get(each.name) == VISIBLE for each in emoji]
         return np.repeat(np.array(seen), PATCHES)
-    rows = []
+    (channel, least), rows = COLORS[part], []
     for picture in found.pictures:
         x = np.asarray(openmoji.image(picture)).astype(int)
-        mine = x[..., COLORS[part]]
-        others = np.delete(x, COLORS[part], axis=-1).max(-1)
-        colored = (mine > 120) & (mine - others > 60)
+        colored = x[..., channel] - np.delete(x, channel, axis=-1).max(-1) > least
         rows.append(colored.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)).ravel() > 0.3)
     return np.concatenate(rows)
 
