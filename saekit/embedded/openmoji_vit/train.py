@@ -49,8 +49,8 @@ EPOCHS_MASKED, EPOCHS_PLACES, EPOCHS_NAMED = 40, 64, 44
 FROZEN, PICTURES = 2, 16  # of the last stage: blocks that stay, pictures per emoji
 PARTS_AFTER = 5  # blocks: the states are those of the hook blocks.4
 BATCH_MASKED, BATCH_NAMED = 64, 32
-PART_LENGTH, PART_WEIGHT = 1.0, torch.tensor(3.0)  # of its direction, and of a patch that shows it
-PART_LOSS = 2.0
+# Of parts: length of their directions, weight of a patch that shows one, and of their loss.
+PART_LENGTH, PART_WEIGHT, PART_LOSS = 1.0, torch.tensor(3.0), 2.0
 MORE_PLACES, MORE_NAMED = 32, 24  # emoji in a batch for the sake of their parts
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
