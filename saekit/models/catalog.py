@@ -192,11 +192,11 @@ def _unknown(
             f"{opt('sparsity', *takes)}, or drop {opt(key)}",
         )
     cause = f"{opt(key)} does not apply to {opt('model', name)}"
-    of_variants = {
-        option: variant for variant in VARIANTS for option in model_options("sae", variant)
-    }
-    near = nearest(key, [*known, *also, *(of_variants if name == "sae" else ())], ALIKE)
-    if near in known or near in also:
+    own = [*known, *also]
+    others = VARIANTS if name == "sae" else ()
+    of_others = {option for other in others for option in model_options(name, other)}
+    near = nearest(key, [*own, *sorted(of_others)], ALIKE)
+    if near and near in own:
         return UsageError(cause, f"did you mean {opt(near)}?")
     if near:
         taken = _unknown(name, near, known, sparsity, also)

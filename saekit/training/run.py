@@ -122,8 +122,8 @@ def train(
         activations: the path of a store, an open Store, a list of row-aligned ones (a crosscoder),
             a tensor or NumPy array (N,D), (N,T,D) or (N,H,W,D), or an iterable of such blocks,
             which is read once and kept in memory (saekit.store.opening). Of rows in memory 5 % are
-            held out, whole sequences; they are normalized by default (center+scale), unless the model's
-            output is bounded.
+            held out, whole sequences; they are normalized by default (center+scale), unless the
+            model's output is bounded.
         out: the folder of the checkpoint. None: nothing is written, and `TrainResult.model` holds
             the only copy of the model.
         config: settings to start from; None: the defaults.
