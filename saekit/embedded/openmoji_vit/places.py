@@ -57,7 +57,7 @@ def with_parts(emoji: list[int], count: int, generator: torch.Generator) -> list
 
 def other_colors(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Every second picture with its red, green and blue in another order, every second mirrored:
-    a wheel is no color."""
+    a wheel has any color."""
     x_BCHW = x_BCHW.clone()
     colored, mirrored = torch.rand(2, len(x_BCHW), generator=generator) < 0.5
     for picture in colored.nonzero().flatten().tolist():
