@@ -4,8 +4,8 @@
 
 Three stages. First masked patches (He et al. 2022, Masked Autoencoders): the encoder sees 40 % of
 the patches, a small decoder draws the others. Then a small network learns where a drawing has its
-eyes, wheels and stripes (`places`). Then the last three blocks learn names and parts, on half of
-the patches of some pictures per emoji, whose states after the first three blocks are computed once.
+eyes, wheels and stripes (`places`). Then the last four blocks learn names and parts, on half of the
+patches of some pictures per emoji, whose states after the first two blocks are computed once.
 The class token says the subgroup and the emoji; the patches say the words of its name, and of all
 patches the loudest counts (their log-sum-exp). After block PARTS_AFTER every patch says which part
 it shows, so that the states there have a direction for wheels. Only the subgroup's head is saved.
