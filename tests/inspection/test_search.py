@@ -47,6 +47,13 @@ def made(tmp_path_factory):
     return made_search(tmp_path_factory.mktemp("search"))
 
 
+def in_memory(run):
+    """The model as one that was trained without a folder."""
+    model = saekit.load(run)
+    model.origin = None
+    return model
+
+
 def entropy(share: float) -> float:
     return -share * np.log(share) - (1 - share) * np.log(1 - share)
 
@@ -200,13 +207,13 @@ def test_what_cannot_be_asked(made):
 def test_without_an_index_it_is_made(made, tmp_path):
     run, store, *_ = made
     bare = Path(shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("index")))
-    for checkpoint, source in ((bare, "index"), (saekit.load(run), "temporary")):
+    for checkpoint, source in ((bare, "index"), (in_memory(run), "temporary")):
         for question in ({"token": "w1"}, {"label": "cat"}, {"near": ON, "by": "coactivation"}):
             rows = saekit.features(checkpoint, store, **question)
             assert rows and {row.source for row in rows} == {source}
             expected = saekit.features(run, store, **question)
             assert [replace(row, source="index") for row in rows] == expected
-    rows = saekit.features(saekit.load(run), store, sort="score", not_bos=True)
+    rows = saekit.features(in_memory(run), store, sort="score", not_bos=True)
     assert rows == [replace(r, source="temporary") for r in saekit.features(
         run, store, sort="score", not_bos=True)]  # fmt: skip
     assert saekit.open_index(bare, store).rows == saekit.open_index(run, store).rows
@@ -279,7 +286,7 @@ def test_where_in_a_text_the_largest_value_is(language):
 def test_figures_do_not_depend_on_where_the_index_is(language, tmp_path):
     store = language.store
     saekit.train(store, tmp_path / "run", latents=64, k=4, batch=128, rows=1280)
-    model = saekit.load(tmp_path / "run")
+    model = in_memory(tmp_path / "run")
     near = saekit.features(tmp_path / "run", store, text="cat")[0].index
     questions = [{"text": "cat sat on"}, {"sort": "score"}, {"text": "dog", "sort": "score"}]
     questions += [{"near": near, "by": by} for by in ("decoder", "encoder")]
