@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.indexing.reader import Index
 from saekit.inspection.beside_match import (
     PARTNER,
@@ -41,7 +41,11 @@ def open_beside(
 ) -> InspectedModel:
     """The other dictionary on the same store, known to fit. Raises DataError where its decoder
     rows cannot be compared with those of `inspected`, and what `open_pair` does."""
-    opened = open_pair(other, store, any_store)
+    try:
+        opened = open_pair(other, store, any_store)
+    except DataError as error:  # the store fits the inspected one
+        hint = f"{opt('beside')} with a checkpoint of the same hook"
+        raise DataError(error.cause, hint) from error
     widths = []
     for pair in (inspected, opened):
         directions_FD = _directions(pair)
