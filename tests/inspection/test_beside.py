@@ -226,6 +226,13 @@ def test_the_page_lists_the_matches_of_its_latents(made, page):
     best = cosines[:, firing].max(1)
     lacking = [j for j in range(LATENTS) if best[j] < 0.7 and z[:, j].any()]
     assert facts["without"] == lacking and facts["name"] == "other"
+    # what both configs say of their training
+    for trained, checkpoint, seed in zip(facts["trained"], (run, other), (0, 1)):
+        config = json.loads((checkpoint / "config.json").read_text())
+        assert trained == {
+            "kind": "l1", "latents": LATENTS, "width": LATENTS, "seed": seed, "order": seed,
+            "rows": config["result"]["rows"], "content": config["content"], "here": True,
+        }  # fmt: skip
 
 
 def test_the_others_examples_are_those_of_its_own_page(made, page, tmp_path, monkeypatch):
