@@ -73,6 +73,7 @@ def test_figures_of_both_dictionaries_as_a_whole():
         assert found["share"][way] == np.mean(best >= 0.7)
         assert found["mean_best"][way] == pytest.approx(best.mean(), abs=1e-6)
     assert 0.3 < found["share"][0] < 0.7  # half have a partner by construction
+    assert found["partners"] == (cosines.max(1) >= 0.7).sum() and found["same_number"] is None
     pairs_mean = float(matched(W[alive_F], V[alive_G])[1].mean())
     assert found["one_to_one"] == pytest.approx(pairs_mean)
 
@@ -84,6 +85,9 @@ def test_a_dictionary_in_another_order_is_found_whole():
     found = nearest_directions(W, 7 * W[order], alive, alive)
     assert order[found.nearest_FK[:, 0]].tolist() == list(range(50))
     figures = summary(W, W[order], alive, alive, found)
+    assert figures["partners"] == 50 and figures["same_number"] == (order == torch.arange(50)).sum()
+    as_it_was = nearest_directions(W, 7 * W, alive, alive)
+    assert summary(W, 7 * W, alive, alive, as_it_was)["same_number"] == 50
     assert figures["share"] == [1.0, 1.0] and figures["one_to_one"] == pytest.approx(1.0)
 
 

@@ -202,10 +202,25 @@ def test_seeds_and_stores_of_both_are_said(tab, site):
     assert texts(tab, "#beside-kind td") == ["topk k=32", "jumprelu"]
     assert texts(tab, "#beside-seed td") == ["0", "0"]
     assert texts(tab, "#beside-size td") == [f"{n} × {WIDTH}" for n in (LATENTS, OTHERS)]
-    assert texts(tab, "#beside-store td") == ["this page's store, 64,000 rows"] * 2
+    assert texts(tab, "#beside-store td") == ["this page's"] * 2
+    assert texts(tab, "#beside-rows td") == ["64,000"] * 2
+    # the two sizes differ, so numbers say nothing
+    assert "under their own number" not in said
     tab.open(site.url() + f"#/beside/{PAGED[0]}")
     tab.wait("document.getElementById('pair-other')")
     assert text(tab, "#pair-seeds") == "0 and 0"
+
+
+def test_partners_under_the_same_number_are_said(tab, tmp_path):
+    site = made_beside(tmp_path, images=False)
+    facts = {**site.beside.facts, "partners": 1500, "same_number": 1234}
+    beside = dataclasses.replace(site.beside, facts=facts)
+    docs = list(fixture.text_records(PAGED, LATENTS))
+    write_page(docs, fixture.text_meta(LATENTS, PAGED), {}, tmp_path, beside=beside)
+    tab.open(site.url() + "#/beside")
+    tab.wait("document.getElementById('beside-training')")
+    said = "Of the 1,500 latents here with a partner 1,234 have it under their own number;"
+    assert said in text(tab, "#beside-training")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +229,7 @@ def test_seeds_and_stores_of_both_are_said(tab, site):
         ({"seed": 1}, "with seed 1, on the same store, in one order of the rows (seed 0).", None),
         ({"seed": 1, "order": 1}, "with seed 1, on the same store.", None),
         ({"seed": 1, "order": 1, "content": "fedcba9876543210", "here": False},
-         "with seed 1, on different stores.", "another store (fedcba98), 64,000 rows"),
+         "with seed 1, on different stores.", "another, fedcba98"),
         ({"seed": None, "order": None, "content": None, "here": None, "rows": None},
          "does not say with which seed and on which store it was trained.", "–"),
     ],

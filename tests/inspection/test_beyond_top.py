@@ -178,7 +178,7 @@ def test_the_page_draws_the_figures_of_the_index(tab, made):
 
 def range_of(tab, name: str) -> tuple[float, ...]:
     """(low, high, rows) of the heading of a group of samples."""
-    span, rows = text(tab, f"[data-sample='{name}'] .band-rows").split(" · ")
+    span, rows = texts(tab, f"[data-sample='{name}'] .band-rows .line")
     ends = span.split(" to ")
     return number(ends[0]), number(ends[-1]), number(rows)
 
@@ -197,7 +197,7 @@ def test_a_card_ends_with_the_median_row_and_one_of_the_weakest_fifth(tab, made)
         card = f"#gallery > li:nth-child({place})"
         own = np.sort(index.activations(latent).values)
         expected = [own[(len(own) - 1) // 2], index.quantiles(latent, 5, 3)[0].values[0]]
-        assert texts(tab, f"{card} .card-kind") == ["median row", "of its weakest fifth"]
+        assert texts(tab, f"{card} .card-kind") == ["median row", "weakest fifth"]
         shown = [number(t) for t in texts(tab, f"{card} .card-texts .act")]
         assert shown[-2:] == [float(f"{value:.3g}") for value in expected]
         assert shown[0] == float(f"{own[-1]:.3g}") and len(shown) == 4

@@ -137,12 +137,14 @@ def test_output_tokens_no_better_than_random_are_not_shown_and_said_so(tab, site
 
 def test_a_token_that_stands_out_alone_is_told_and_the_ten_are_not(tab, tmp_path):
     docs = fixture.documents()
-    record = with_meaning(fixture.text_record(2, docs, 8))
+    record = with_meaning(fixture.text_record(2, docs, LATENTS))
     record.logits["top"][0]["token"] = "'t"
     one = {"raised_one": 9.5, "raised_one_chance": 7, "raised_beyond": 1}
     other = {"lowered_one": 4.25, "lowered_one_chance": 7, "lowered_beyond": 0}
     record.logit_test |= {"raised": 4.5} | one | other
-    meta = dataclasses.replace(fixture.text_meta(8, [2]), gallery=[{"index": 2, "twins": []}])
+    meanings = [record.meaning if j == 2 else None for j in range(LATENTS)]
+    shown = {"gallery": [{"index": 2, "twins": []}], "meanings": meanings}
+    meta = dataclasses.replace(fixture.text_meta(LATENTS, [2]), **shown)
     write_page([record], meta, {}, tmp_path)
     tab.open(Site(tmp_path).url(2))
     assert text(tab, "[data-alone-side=raised] h4") == "Raises one token"

@@ -125,8 +125,8 @@ function pairHeader(latent, match, matches) {
     el("div", { class: "identity" }, el("h2", { id: "pair", tabindex: "-1" }, el("a", { href: `#/f/${latent}` }, `#${latent}`), el("span", { class: "hash" }, " beside "), `#${match.index}`)),
     el("dl", { class: "stats" }, figureOf("pair-cosine", "Cosine of decoder rows", figure(match.cosine)),
       figureOf("pair-correlation", "Correlation of activations", match.correlation === null ? null : figure(match.correlation)),
-      figureOf("pair-seeds", "Seeds", about(el("span", {}, seedsText()), trainedText())),
-      figureOf("pair-jaccard", "Jaccard", match.jaccard === null ? null : figure(match.jaccard)), figureOf("pair-together", "Active together", match.together === null ? null : rowsText(match.together))),
+      figureOf("pair-jaccard", "Jaccard", match.jaccard === null ? null : figure(match.jaccard)), figureOf("pair-together", "Active together", match.together === null ? null : rowsText(match.together)),
+      figureOf("pair-seeds", "Seeds", about(el("span", {}, seedsText()), trainedText()))),
     el("nav", { class: "pair-links", "aria-label": "Matches of this latent" }, el("span", { class: "note" }, "Matches"), matches.map(({ index }) =>
       el("a", { class: "button small", href: `#/beside/${latent}/${index}`, "aria-current": index === match.index ? "true" : null }, `#${index}`))));
 }
@@ -167,20 +167,27 @@ function trainedText() {
   const unsaid = [own, other].findIndex(({ seed, content }) => seed === null || content === null);
   if (unsaid >= 0) return `${names[unsaid]} does not say with which seed and on which store it was trained.`;
   const stores = String(own.content) === String(other.content) ? "on the same store" : "on different stores";
-  const likelier = "two runs of one seed may start alike, which makes matches likelier than between runs of two seeds.";
-  if (own.seed === other.seed) return `Both were trained with seed ${own.seed} ${stores}: ${likelier}`;
+  if (own.seed === other.seed) {
+    return `Both were trained with seed ${own.seed} ${stores}. Two runs of one seed may start alike, which makes matches likelier than between runs of two seeds.${sameNumberText()}`;
+  }
   const order = own.order === other.order ? `, in one order of the rows (seed ${own.order})` : "";
   return `${names[0]} was trained with seed ${own.seed}, ${names[1]} with seed ${other.seed}, ${stores}${order}.`;
+}
+
+// Runs that start from the same directions have their matches under the same numbers.
+function sameNumberText() {
+  const { same_number: same, partners } = catalog.beside;
+  if (same === null || !partners) return "";
+  return ` Of the ${count(partners)} latents here with a partner ${count(same)} have it under their own number; of unrelated numbers it would be about one.`;
 }
 
 function seedsText() {
   return catalog.beside.trained.map(({ seed }) => seed ?? MISSING).join(" and ");
 }
 
-function storeText({ content, here, rows }) {
+function storeText({ content, here }) {
   if (content === null) return MISSING;
-  const store = here ? "this page's store" : `another store (${String(content).slice(0, 8)})`;
-  return rows ? `${store}, ${rowsText(rows)}` : store;
+  return here ? "this page's" : `another, ${String(content).slice(0, 8)}`;
 }
 
 function besideTable() {
@@ -191,7 +198,7 @@ function besideTable() {
     el("tbody", {},
       row("beside-kind", "Kind", trained.map(({ kind }) => kind)), row("beside-size", "Latents × width", trained.map(({ latents, width }) => `${count(latents)} × ${count(width)}`)),
       row("beside-seed", "Seed", trained.map(({ seed, order }) => (seed === null ? MISSING : order === seed ? String(seed) : `${seed}, order of rows ${order}`))),
-      row("beside-store", "Trained on", trained.map(storeText)), row("beside-alive", "Latents that fire", alive.map(count)),
+      row("beside-store", "Store of its training", trained.map(storeText)), row("beside-rows", "Rows of its training", trained.map(({ rows }) => count(rows))), row("beside-alive", "Latents that fire", alive.map(count)),
       row("beside-share", `Have a partner (cosine ≥ ${partner})`, share.map((value) => percent(value))), row("beside-mean", "Mean of the best cosine", mean.map((value) => figure(value))),
       row("beside-chance", "99 % stay below, by chance", chance.map((value) => figure(value))),
       matched === null ? null : row("beside-matched", "Mean cosine, matched one to one", [figure(matched), figure(matched)]))));

@@ -139,7 +139,7 @@ function logitSection(record) {
   const largest = Math.max(...entries.flat().map((entry) => Math.abs(entry.value)), 1e-12);
   const alone = hidden.filter((side) => standingAlone(record, side));
   return section("logits", "Output tokens", null,
-    alone.map((side) => aloneNodes(record, side)),
+    ...alone.map((side) => aloneNodes(record, side)),
     record.logit_histogram ? logitHistogram(record) : null,
     shown.length ? el("div", { class: "two" }, shown.map((side, at) => logitColumn(side, entries[at], largest))) : null,
     ...hidden.map((side) => hiddenNote(record, side)),
@@ -238,7 +238,7 @@ function sampleSection(record) {
       byId("samples").querySelector(`[data-sample="${key}"]`).focus({ preventScroll: true });
     } },
   el("span", { class: "swatch", style: { "--t": clamp01((rangeOfSamples(record, key)?.high ?? 0) / record.max).toFixed(3) } }),
-  el("b", {}, name), about(el("span", { class: "band-rows" }, rangeText(rangeOfSamples(record, key))), "fifth")));
+  el("b", {}, name), about(el("span", { class: "band-rows" }, rangeNodes(rangeOfSamples(record, key))), "fifth")));
   return section("samples", "Samples of all its rows", el("span", { class: "note" }, isSigned(record) ? "fifths of equal numbers of rows, by size" : "fifths of equal numbers of rows"),
     el("div", { class: "bands", role: "group", "aria-label": "Which rows", style: { "--bands": String(groups.length) } }, buttons), exampleList(shown, record.max));
 }
@@ -251,9 +251,10 @@ function rangeOfSamples({ fifths }, key) {
   return { low: filled[0].low, high: filled[filled.length - 1].high, rows: filled.reduce((sum, { rows }) => sum + rows, 0) };
 }
 
-function rangeText(range) {
-  if (!range) return "";
-  return `${range.low === range.high ? figure(range.low) : `${figure(range.low)} to ${figure(range.high)}`} · ${rowsText(range.rows)}`;
+function rangeNodes(range) {
+  if (!range) return [];
+  const { low, high, rows } = range;
+  return [low === high ? figure(low) : `${figure(low)} to ${figure(high)}`, rowsText(rows)].map((line) => el("span", { class: "line" }, line));
 }
 
 // The labels of the data that its images or contexts have more often than others; of too few of these nothing is said.

@@ -65,7 +65,7 @@ function cardExamples(record) {
   return [...top.map((example) => [example, null]), ...rest];
 }
 
-const CARD_KINDS = { median: "median row", weakest: "of its weakest fifth", halfway: "half of its maximum" };
+const CARD_KINDS = { median: "median row", weakest: "weakest fifth", halfway: "half of its maximum" };
 
 function kindOfCard(kind) {
   return kind && about(el("span", { class: "card-kind" }, CARD_KINDS[kind]), kind);
