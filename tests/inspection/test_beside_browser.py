@@ -219,7 +219,7 @@ def test_partners_under_the_same_number_are_said(tab, tmp_path):
     write_page(docs, fixture.text_meta(LATENTS, PAGED), {}, tmp_path, beside=beside)
     tab.open(site.url() + "#/beside")
     tab.wait("document.getElementById('beside-training')")
-    said = "Of the 1,500 latents here with a partner 1,234 have it under their own number;"
+    said = "Of the 1,500 latents here with a partner 1,234 have it under their own number "
     assert said in text(tab, "#beside-training")
 
 

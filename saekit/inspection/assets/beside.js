@@ -160,7 +160,7 @@ function besideLead() {
     + `of its ${count(alive[1])}, ${percent(share[1], 3)} have one here.`;
 }
 
-// Two runs with one seed on the same rows may start alike and see them in the same order: that is said, since it makes matches likelier.
+// Two runs with one seed may start from the same directions: that is said, since it makes matches likelier.
 function trainedText() {
   const [own, other] = catalog.beside.trained;
   const names = [catalog.meta.checkpoint, catalog.beside.name];
@@ -168,17 +168,18 @@ function trainedText() {
   if (unsaid >= 0) return `${names[unsaid]} does not say with which seed and on which store it was trained.`;
   const stores = String(own.content) === String(other.content) ? "on the same store" : "on different stores";
   if (own.seed === other.seed) {
-    return `Both were trained with seed ${own.seed} ${stores}. Two runs of one seed may start alike, which makes matches likelier than between runs of two seeds.${sameNumberText()}`;
+    return `Both were trained with seed ${own.seed} ${stores}. Two runs of one seed may start from the same directions, which makes matches likelier than between runs of two seeds.${sameNumberText()}`;
   }
   const order = own.order === other.order ? `, in one order of the rows (seed ${own.order})` : "";
   return `${names[0]} was trained with seed ${own.seed}, ${names[1]} with seed ${other.seed}, ${stores}${order}.`;
 }
 
-// Runs that start from the same directions have their matches under the same numbers.
+// A latent that stays near the direction from which both runs started has its partner under its own number.
 function sameNumberText() {
   const { same_number: same, partners } = catalog.beside;
   if (same === null || !partners) return "";
-  return ` Of the ${count(partners)} latents here with a partner ${count(same)} have it under their own number; of unrelated numbers it would be about one.`;
+  return ` Of the ${count(partners)} latents here with a partner ${count(same)} have it under their own number (unrelated runs: about one), as latents have that stay near a common start. `
+    + "Such partners say little about what two runs find by themselves.";
 }
 
 function seedsText() {
