@@ -273,7 +273,7 @@ class FeatureRecord:
     bands: list[dict[str, float]] | None = None
     # how far the most raised and lowered logits stand out, in standard deviations, and what 99 % of
     # random directions stay below: {"raised", "lowered", "raised_chance", "lowered_chance"} of ten
-    # together, the same with "_one" of the strongest alone; "raised_beyond", "lowered_beyond": how
+    # together, the same with "_one" of the strongest only; "raised_beyond", "lowered_beyond": how
     # many of the ten do so by themselves
     logit_test: dict[str, float] | None = None
     # {"edges": [51], "counts": [50]}: how many tokens of the vocabulary the decoder row raises or

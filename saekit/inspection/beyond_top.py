@@ -45,9 +45,7 @@ def fifths_of(index: Index, latent: int) -> list[dict[str, float]]:
     sizes = np.sort(np.abs(index.activations(latent).values))
     groups = np.array_split(sizes, GROUPS)
     ends = [(float(of[0]), float(of[-1])) if len(of) else (0.0, 0.0) for of in groups]
-    return [
-        {"low": low, "high": high, "rows": len(of)} for (low, high), of in zip(ends, groups)
-    ]
+    return [{"low": low, "high": high, "rows": len(of)} for (low, high), of in zip(ends, groups)]
 
 
 def together(index: Index, latent: int) -> dict[str, list[dict[str, float]]]:

@@ -18,7 +18,7 @@ from saekit.inspection.page import asset, theme
 from saekit.types import Example, FeatureRecord
 
 KINDS = {"token": "on", "next": "before", "previous": "after", "label": "in"}
-ALONE = {"raised": "raises", "lowered": "lowers"}
+ONE_BY_ONE = {"raised": "raises", "lowered": "lowers"}
 STRONG = 0.72  # of the maximum: the shade on which black letters are read
 
 
@@ -226,7 +226,7 @@ def _output_tokens(record: FeatureRecord) -> str:
             "</span> "
             for entry in record.logits[key][:count]
         )
-        name = side if count is None else f"{ALONE[side]} {count} token{'s' * (count > 1)}:"
+        name = side if count is None else f"{ONE_BY_ONE[side]} {count} token{'s' * (count > 1)}:"
         if chips:
             lists += f'<p><span class="soft">{name}</span> {chips}</p>'
     none = '<p class="note">No better than those of a random direction.</p>'

@@ -58,7 +58,8 @@ def made_beside(out: Path, images: bool, of_other: dict[str, Any] | None = None)
     best = cosines.cosine_FK[:, 0]
     facts = {
         "name": "runs/other</script>", "checkpoint": "other", "kind": "jumprelu",
-        "latents": OTHERS, "partner": PARTNER, "trained": [TRAINED, {**TRAINED, **OF_OTHER, **(of_other or {})}],
+        "latents": OTHERS, "partner": PARTNER,
+        "trained": [TRAINED, {**TRAINED, **OF_OTHER, **(of_other or {})}],
         **summary(W, V, alive, others, cosines),
         "correlation_chance": 0.12345,
         "without": (best < PARTNER).nonzero()[:, 0].tolist(),

@@ -73,7 +73,7 @@ def test_fifths_are_told_by_all_of_their_rows_not_by_those_drawn(made):
     sizes = np.sort(index.activations(LATENT).values)
     fifths = record["fifths"]
     assert [fifth["rows"] for fifth in fifths] == [len(of) for of in np.array_split(sizes, 5)]
-    assert [fifth["low"] for fifth in fifths][0] == sizes[0] and fifths[4]["high"] == sizes[-1]
+    assert fifths[0]["low"] == sizes[0] and fifths[4]["high"] == sizes[-1]
     at, wider = 0, 0
     for number_, fifth in enumerate(fifths):
         inside = sizes[at : at + fifth["rows"]]

@@ -135,7 +135,7 @@ def test_output_tokens_no_better_than_random_are_not_shown_and_said_so(tab, site
     assert tab.evaluate("document.querySelector('#logits .lowered')") is None
 
 
-def test_a_token_that_stands_out_alone_is_told_and_the_ten_are_not(tab, tmp_path):
+def test_a_token_that_stands_out_by_itself_is_told_and_the_ten_are_not(tab, tmp_path):
     docs = fixture.documents()
     record = with_meaning(fixture.text_record(2, docs, LATENTS))
     record.logits["top"][0]["token"] = "'t"
@@ -147,11 +147,11 @@ def test_a_token_that_stands_out_alone_is_told_and_the_ten_are_not(tab, tmp_path
     meta = dataclasses.replace(fixture.text_meta(LATENTS, [2]), **shown)
     write_page([record], meta, {}, tmp_path)
     tab.open(Site(tmp_path).url(2))
-    assert text(tab, "[data-alone-side=raised] h4") == "Raises one token"
-    assert texts(tab, "[data-alone-side=raised] li .chip") == ["'t"]
-    value = number(text(tab, "[data-alone-side=raised] .value"))
+    assert text(tab, "[data-single-side=raised] h4") == "Raises one token"
+    assert texts(tab, "[data-single-side=raised] li .chip") == ["'t"]
+    value = number(text(tab, "[data-single-side=raised] .value"))
     assert value == record.logits["top"][0]["value"]
-    said = text(tab, "[data-alone-side=raised] .note")
+    said = text(tab, "[data-single-side=raised] .note")
     assert "9.50 standard deviations" in said and "stays below 7.00" in said
     assert "as a list of ten are not shown" in text(tab, "[data-hidden-side=raised]")
     assert "by itself: 4.25, where 99 % stay below 7.00" in text(tab, "[data-hidden-side=lowered]")

@@ -272,7 +272,7 @@ def test_labels_come_with_their_share_and_lift(tab, made):
 def test_labels_of_too_few_images_are_not_told(tab, made, tmp_path):
     """Latent 0 fires on one image fewer than are needed, latent 1 on as many; all have a label that
     few others have."""
-    index, site, _, labels = made
+    _, site, _, labels = made
     assert 0.5**LEAST_IMAGES <= 0.001 < 0.5 ** (LEAST_IMAGES - 1)
     faces = [i for i, label in enumerate(labels) if label == GROUPS[0]]
     few, enough = faces[: LEAST_IMAGES - 1], faces[:LEAST_IMAGES]
@@ -282,6 +282,7 @@ def test_labels_of_too_few_images_are_not_told(tab, made, tmp_path):
     made_of = index_of_entries(tmp_path / "index", store, 2, row, latent, np.ones(len(row)))
     counts = LabelCounts(made_of)
     silent, told = counts(0), counts(1)
+    assert silent is not None and told is not None
     assert (silent["labels"], silent["examples"]) == ([], LEAST_IMAGES - 1)
     assert [entry["label"] for entry in told["labels"]] == [GROUPS[0]]
     assert told["labels"][0]["examples"] == told["examples"] == LEAST_IMAGES

@@ -99,7 +99,7 @@ function logitHistogram(record) {
   const height = heightScale(top, true);
   const along = (value) => clamp01((value - low) / (high - low)) * 100;
   const bars = counts.map((n, bin) => el("svg:rect", { x: bin / counts.length * 100 + 0.15, width: 100 / counts.length - 0.3, y: 100 - height(n), height: height(n) }));
-  const ends = ["raised", "lowered"].map((side) => [side, standsOut(record, side) ? record.logits[SIDES[side][1]] : record.logits[SIDES[side][1]].slice(0, standingAlone(record, side))])
+  const ends = ["raised", "lowered"].map((side) => [side, standsOut(record, side) ? record.logits[SIDES[side][1]] : record.logits[SIDES[side][1]].slice(0, standsOutSingly(record, side))])
     .filter(([, entries]) => entries.length);
   const marks = ends.flatMap(([side, entries]) => entries.map(({ value }) => el("span", { class: `mark ${side}`, style: { left: `${along(value)}%` } })));
   const plot = el("div", { class: "logit-plot", role: "img", "aria-label": logitSummary(counts, low, high, ends) },

@@ -25,7 +25,7 @@ const MEANING = {
   log: () => "Logarithmic count axis, so that bars of a single row can be seen (key l).",
   outputTokens: () => "The decoder direction times the unembedding: tokens whose logit the feature raises or lowers on the direct path, past all later blocks and the final norm. "
     + "A side is shown only where its ten tokens lie further from the mean logit than those of 99 % of random directions; a single token, where it does so by itself.",
-  alone: () => "Of the ten tokens together this side is no better than a random direction, but these stand out by themselves: each lies further from the mean logit than the strongest "
+  single: () => "Of the ten tokens together this side is no better than a random direction, but these stand out by themselves: each lies further from the mean logit than the strongest "
     + "of the whole vocabulary does for 99 % of random directions.",
   logit: () => "Change of this token's logit per unit of activation, on the direct path.",
   top: () => "The strongest examples, one per context or image and of different documents first. Shading is activation over the feature's maximum.",

@@ -101,19 +101,19 @@ function standsOut(record, side) {
 }
 
 // How many tokens of a side that does not stand out do so by themselves, each against the strongest of the whole vocabulary.
-function standingAlone(record, side) {
+function standsOutSingly(record, side) {
   return record.logits && !standsOut(record, side) ? record.logit_test[`${side}_beyond`] ?? 0 : 0;
 }
 
 const SIDES = { raised: ["Raised", "top", "Raises"], lowered: ["Lowered", "bottom", "Lowers"] };
 
 // "Raises one token: 't", with what chance gives.
-function aloneNodes(record, side) {
+function singleNodes(record, side) {
   const [, key, verb] = SIDES[side];
-  const shown = record.logits[key].slice(0, standingAlone(record, side));
+  const shown = record.logits[key].slice(0, standsOutSingly(record, side));
   const test = record.logit_test;
-  return el("div", { class: "alone", "data-alone-side": side },
-    about(el("h4", { class: "explained" }, el("span", {}, `${verb} ${shown.length === 1 ? "one token" : `${shown.length} tokens`}`)), "alone", true),
+  return el("div", { class: "single", "data-single-side": side },
+    about(el("h4", { class: "explained" }, el("span", {}, `${verb} ${shown.length === 1 ? "one token" : `${shown.length} tokens`}`)), "single", true),
     el("ol", { class: "measures" }, shown.map((entry) => about(el("li", {}, el("span", { class: "chip" }, tokenNodes(entry.token, true)),
       el("span", { class: "value" }, figure(entry.value))), "logit"))),
     el("p", { class: "note" }, `The strongest lies ${figure(test[`${side}_one`], 3)} standard deviations from the mean logit; the strongest of the whole vocabulary stays below `
@@ -123,10 +123,10 @@ function aloneNodes(record, side) {
 // Why a side is not shown.
 function hiddenNote(record, side) {
   const test = record.logit_test;
-  const alone = standingAlone(record, side);
-  const ten = `${SIDES[side][0]} tokens ${alone ? "as a list of ten " : ""}are not shown: they are no better than those of a random direction. The ten of this feature lie `
+  const single = standsOutSingly(record, side);
+  const ten = `${SIDES[side][0]} tokens ${single ? "as a list of ten " : ""}are not shown: they are no better than those of a random direction. The ten of this feature lie `
     + `${figure(test[side], 3)} standard deviations from the mean logit; 99 % of random directions stay below ${figure(test[`${side}_chance`], 3)}.`;
-  const one = alone || !test[`${side}_one`] ? ""
+  const one = single || !test[`${side}_one`] ? ""
     : ` Nor is the strongest by itself: ${figure(test[`${side}_one`], 3)}, where 99 % stay below ${figure(test[`${side}_one_chance`], 3)}.`;
   return el("p", { class: "note", "data-hidden-side": side }, ten + one);
 }
@@ -137,13 +137,13 @@ function logitSection(record) {
   const hidden = Object.keys(SIDES).filter((side) => !shown.includes(side));
   const entries = shown.map((side) => record.logits[SIDES[side][1]]);
   const largest = Math.max(...entries.flat().map((entry) => Math.abs(entry.value)), 1e-12);
-  const alone = hidden.filter((side) => standingAlone(record, side));
+  const single = hidden.filter((side) => standsOutSingly(record, side));
   return section("logits", "Output tokens", null,
-    ...alone.map((side) => aloneNodes(record, side)),
+    ...single.map((side) => singleNodes(record, side)),
     record.logit_histogram ? logitHistogram(record) : null,
     shown.length ? el("div", { class: "two" }, shown.map((side, at) => logitColumn(side, entries[at], largest))) : null,
     ...hidden.map((side) => hiddenNote(record, side)),
-    el("p", { class: "note" }, shown.length || alone.length ? catalog.meta.logit_note : "For the same reason the distribution over the vocabulary is not shown."));
+    el("p", { class: "note" }, shown.length || single.length ? catalog.meta.logit_note : "For the same reason the distribution over the vocabulary is not shown."));
 }
 
 function logitColumn(side, entries, largest) {

@@ -125,7 +125,7 @@ function liftText(meaning) {
 }
 
 function raisesNodes(record) {
-  const alone = standingAlone(record, "raised");
-  if (!standsOut(record, "raised") && !alone) return null;
-  return about(el("span", { class: "raises" }, alone === 1 ? "raises one token: " : "raises ", el("span", { class: "chip" }, tokenNodes(record.logits.top[0].token, true))), "raises");
+  const single = standsOutSingly(record, "raised");
+  if (!standsOut(record, "raised") && !single) return null;
+  return about(el("span", { class: "raises" }, single === 1 ? "raises one token: " : "raises ", el("span", { class: "chip" }, tokenNodes(record.logits.top[0].token, true))), "raises");
 }
