@@ -350,5 +350,5 @@ function pageless(latent) {
 
 // `latents`: of the dictionary that lacks it.
 function noSuchLatent(text, latents = catalog.meta.latents, name = "this dictionary") {
-  return [section("hint", "No such feature", null, el("p", {}, `“${text}” is not in ${name}: its features are 0 to ${count(latents - 1)}.`))];
+  return [section("hint", "No such feature", null, el("p", {}, `“${text}” is not in ${name}: its features are 0 to ${latents - 1}.`))];
 }
