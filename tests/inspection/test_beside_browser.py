@@ -4,6 +4,7 @@ figures of both as a whole, and the filter of latents without a partner."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,8 @@ def test_the_figures_of_both_are_at_the_top(tab, site):
     for row, expected in rows.items():
         shown = [number(t) for t in texts(tab, f"#beside-{row} td")]
         assert shown == pytest.approx(expected, rel=1e-12)
+    lead = text(tab, ".gallery-header .lead")
+    assert [number(part) for part in re.findall(r"[\d.]+ %", lead)] == pytest.approx(rows["share"])
     bars = [
         int(tip.split(": ")[1].split(" ")[0].replace(",", ""))
         for tip in tab.evaluate(

@@ -156,8 +156,8 @@ async function openBeside() {
 
 function besideLead() {
   const { alive, share, partner, name } = catalog.beside;
-  return `Of the ${count(alive[0])} latents here that fire, ${percent(share[0], 3)} have a partner in ${name}, that is, a latent whose decoder row has a cosine of at least ${partner} with theirs; `
-    + `of its ${count(alive[1])}, ${percent(share[1], 3)} have one here.`;
+  return `Of the ${count(alive[0])} latents here that fire, ${percent(share[0])} have a partner in ${name}, that is, a latent whose decoder row has a cosine of at least ${partner} with theirs; `
+    + `of its ${count(alive[1])}, ${percent(share[1])} have one here.`;
 }
 
 // Two runs with one seed may start from the same directions: that is said, since it makes matches likelier.
