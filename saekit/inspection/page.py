@@ -67,6 +67,7 @@ SCRIPTS = (
     "expand.js",
     "data.js",
     "explain.js",
+    "bar.js",
     "names.js",
     "charts.js",
     "text.js",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from saekit.display import pandas
 from saekit.errors import UsageError, opt
 from saekit.interop.opening import open_checkpoint
 from saekit.intervention.attach import attach
@@ -35,10 +36,26 @@ class Response:
     random_latents: list[float]
 
     @property
+    def largest_control(self) -> float:
+        """Size of the largest effect of a control, in nats; 0 without controls."""
+        return max(map(abs, self.random_directions + self.random_latents), default=0.0)
+
+    @property
     def is_beyond_controls(self) -> bool:
         """Whether no control has as large an effect."""
         controls = self.random_directions + self.random_latents
         return all(abs(self.effect) > abs(control) for control in controls)
+
+
+def dose_frame(doses: Sequence[Response]) -> Any:
+    """A DataFrame, one row for each dose: its fields of one value, with the largest control. Raises
+    MissingError without pandas."""
+    rows = [
+        {name: value for name, value in vars(dose).items() if not isinstance(value, list)}
+        | {"largest_control": dose.largest_control}
+        for dose in doses
+    ]
+    return pandas().DataFrame(rows)
 
 
 def is_monotone(doses: Sequence[Response]) -> bool:
@@ -59,6 +76,33 @@ def verdict(doses: Sequence[Response]) -> str:
         return "no effect of this latent: controls of the same norm have one as large"
     shape = "monotone in the dose" if is_monotone(doses) else "not monotone in the dose"
     return f"the effect is larger than that of every control, and {shape}"
+
+
+def scope(targets: Sequence[str], are_named: bool, can_be_named: bool) -> str:
+    """What a verdict on the effect on `targets` tests and what it does not; "" without targets.
+    `are_named`: by the caller, before anything was measured."""
+    if not targets:
+        return ""
+    these, chosen = ("these targets", "them") if len(targets) > 1 else ("this target", "it")
+    tests = (
+        f"It tests whether this latent changes {these} more than the controls do, not what the"
+        " latent means."
+    )
+    if are_named:
+        return f"{tests} It may change others more."
+    by_dose = f"The largest dose chose {chosen}: an effect that the meaning does not predict passes"
+    more = " To test a meaning, name a target that it predicts." if can_be_named else ""
+    return f"{tests} {by_dose}.{more}"
+
+
+def control_rows(doses: Sequence[Response]) -> list[dict[str, Any]]:
+    """[{"kind", "strength", "effects"}] of each dose and kind of control."""
+    kinds = {"random direction": "random_directions", "random latent": "random_latents"}
+    return [
+        {"kind": kind, "strength": dose.strength, "effects": getattr(dose, name)}
+        for dose in doses
+        for kind, name in kinds.items()
+    ]
 
 
 @contextmanager

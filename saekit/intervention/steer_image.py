@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from saekit.display import brief
 from saekit.errors import UsageError, check_choice, opt
 from saekit.harvesting.classifiers import class_names, load_classifier, no_head
 from saekit.harvesting.images import ImageTokens, prepared
@@ -27,9 +28,11 @@ from saekit.intervention.doses import (
     Response,
     check_dose,
     control_added,
+    dose_frame,
     edit_of,
     is_monotone,
     model_name_of,
+    scope,
     verdict,
 )
 from saekit.intervention.live import Live
@@ -73,6 +76,16 @@ class ImageSteerResult:
     report: str | None = None
     """The path of the page, where one was written."""
 
+    def __repr__(self) -> str:
+        first = max(self.classes, key=lambda change: change.clean)
+        classes = {"clean": first.label, "steered": self.classes[0].label, "kl": self.kl}
+        ends = {"verdict": self.verdict or None, "report": self.report}
+        return brief(self, {"edits": self.edits, **classes, **ends})
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of the doses, one row each. Raises MissingError without pandas."""
+        return dose_frame(self.doses)
+
     @property
     def is_monotone(self) -> bool:
         """Whether a larger dose never has a smaller effect."""
@@ -82,6 +95,11 @@ class ImageSteerResult:
     def verdict(self) -> str:
         """What the doses show, in a sentence; "" without doses."""
         return verdict(self.doses)
+
+    @property
+    def scope(self) -> str:
+        """What the verdict tests and what it does not; "" without doses."""
+        return scope(self.targets, are_named=False, can_be_named=False)
 
     def by_dose(self, most: int) -> tuple[list[str], list[list[float]]]:
         """(classes, their probabilities at each dose): the targets and the most probable others, at
