@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from saekit.inspection.described import KIND_WORDS
 from saekit.inspection.markup import figure, percent, plain, seen, visible
+from saekit.inspection.meanings import TOKEN_KINDS
 from saekit.inspection.output_tests import told
 from saekit.inspection.page import asset, theme
 from saekit.types import Example, FeatureRecord
 
-KINDS = {"token": "on", "next": "before", "previous": "after", "label": "in"}
 ONE_BY_ONE = {"raised": "raises", "lowered": "lowers"}
 STRONG = 0.72  # of the maximum: the shade on which black letters are read
 
@@ -59,14 +60,30 @@ def _header(record: FeatureRecord, checkpoint: str) -> str:
     label = "" if record.label is None else f'<p class="label">{plain(record.label)}</p>'
     if meaning is not None:
         label += (
-            f'<p class="label"><span class="badge">automatic</span> {KINDS[meaning["kind"]]}'
-            f' <span class="chip">{visible(meaning["text"], meaning["kind"] != "label")}</span>'
-            f' <span class="soft">{meaning["count"]} of {meaning["of"]} examples</span></p>'
+            f'<p class="label"><span class="badge">automatic</span> {KIND_WORDS[meaning["kind"]]}'
+            f' <span class="chip">{visible(meaning["text"], meaning["kind"] in TOKEN_KINDS)}</span>'
+            f' <span class="soft">{meaning["count"]} of {meaning["of"]} examples{_chance(meaning)}'
+            f"</span>{_raises(record)}</p>"
         )
     return (
         f'<div class="head"><h3>#{record.index}</h3><span class="soft">{plain(checkpoint)}</span>'
         f"</div>{label}"
     )
+
+
+def _chance(meaning: Mapping[str, Any]) -> str:
+    """', 7.8 × chance': the lift, with two digits as on the page."""
+    lift = meaning.get("lift")
+    return "" if lift is None else f", {figure(lift, 2)} × chance"
+
+
+def _raises(record: FeatureRecord) -> str:
+    """The output token that is raised most, where it stands out from random directions."""
+    count = None if record.logits is None else told(record.logit_test, "raised")
+    if record.logits is None or count == 0:
+        return ""
+    name = f"{ONE_BY_ONE['raised']}{' one token:' if count == 1 else ''}"
+    return f' {name} <span class="chip">{visible(record.logits["top"][0]["token"], True)}</span>'
 
 
 def _stats(record: FeatureRecord, rows: int) -> str:

@@ -48,12 +48,18 @@ def rounded(value: Any) -> Any:
     return value
 
 
+def rounded_share(share: float | None) -> float | None:
+    """Rounded so that its percentage has 4 significant digits, those of a percentage of the exact
+    share: 1,089 of 40,000 is 2.723 %."""
+    return None if share is None else float(f"{100 * share:.4g}e-2")
+
+
 def compact(record: FeatureRecord, context: Lookup) -> dict[str, Any]:
     """`context` has those contexts that are written already."""
     word = record.word
     return {
         "index": record.index,
-        "density": rounded(record.density),
+        "density": rounded_share(record.density),
         "active_rows": record.active_rows,
         "max": rounded(record.max),
         "edges": _edges(record.histogram["edges"]),

@@ -11,17 +11,19 @@ JOINERS = "\u200c\u200d"  # of letters and emoji: meant to be unseen
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # general categories of Unicode
 
 
-def figure(value: float | None) -> str:
-    """Four significant digits, with a true minus sign; whole numbers from 10,000 on."""
+def figure(value: float | None, digits: int = 4) -> str:
+    """Four (`digits`) significant digits, with a true minus sign; whole numbers from 10,000
+    (10^digits) on."""
     if value is None:
         return "–"
     size = abs(value)
     if value == 0:
         text = "0"
-    elif size >= 10_000:
-        text = f"{float(f'{size:.4g}'):,.0f}"
+    elif size >= 10**digits:
+        text = f"{float(f'{size:.{digits}g}'):,.0f}"
     else:
-        text = f"{size:.3e}" if size < 1e-4 else f"{size:#.4g}".rstrip(".")
+        scientific, short = f"{size:.{digits - 1}e}", f"{size:#.{digits}g}".rstrip(".")
+        text = scientific if size < 1e-4 else short
     return f"−{text}" if value < 0 else text
 
 

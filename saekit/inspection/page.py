@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.inspection.beside_page import Beside, write_beside
-from saekit.inspection.compact import compact, rounded
+from saekit.inspection.compact import compact, rounded, rounded_share
 from saekit.inspection.map import DirectionMap
 from saekit.inspection.patches import PatchFiles, PatchLatents
 from saekit.inspection.site import (
@@ -273,7 +273,7 @@ class Catalog:
                 for name, value in meta.items()
                 if name not in ("density", "max", "score", "meanings", "gallery", "starts")
             },
-            "density": rounded(list(self.meta.density)),
+            "density": list(map(rounded_share, self.meta.density)),
             "max": rounded(list(self.meta.max)),
             "score": rounded(list(self.meta.score)),
             "meanings": _compact_meanings(self.meta.meanings),

@@ -288,16 +288,25 @@ def test_labels_of_too_few_images_are_not_told(tab, made, tmp_path):
     assert told["labels"][0]["examples"] == told["examples"] == LEAST_IMAGES
 
     images, keys, pixels, digits = fixture.digit_images(60)
-    records = fixture.image_records(2, keys, pixels, digits)
-    for record, found in zip(records, (silent, told)):
+    records = fixture.image_records(3, keys, pixels, digits)
+    top = [e.label for e in records[2].examples if e.group == "top"]
+    of_digits = told | {"labels": [told["labels"][0] | {"label": top[0]}]}
+    for record, found in zip(records, (silent, told, of_digits)):
         record.data_labels = found
-    write_page(records, fixture.image_meta(records, 2, 960), images, tmp_path / "page")
+    write_page(records, fixture.image_meta(records, 3, 960), images, tmp_path / "page")
     tab.open(Site(tmp_path / "page").url(0))
     said = f"Too few images to say: it is active in {len(few)}, and {LEAST_IMAGES} are needed."
     assert text(tab, "#data-labels .note") == said
     assert texts(tab, "#data-labels .data-label") == []
     tab.open(Site(tmp_path / "page").url(1))
     assert texts(tab, "#data-labels .data-label") == [GROUPS[0]]
+    # the sentence counts the pictures that are above it
+    tab.open(Site(tmp_path / "page").url(2))
+    assert len(texts(tab, "#top li .data-label")) == len(top) > top.count(top[0]) > 0
+    assert text(tab, "#label-figures") == (
+        f"Active in {told['examples']} images; of the {len(top)} top examples shown,"
+        f" {top.count(top[0])} have the first label."
+    )
     assert_quiet(tab, Site(tmp_path / "page"))
 
 

@@ -19,7 +19,11 @@ from PIL import Image
 import saekit
 from saekit.errors import DataError, UsageError
 from saekit.inspection.card import card
-from saekit.inspection.markup import figure, visible
+from saekit.inspection.compact import rounded_share
+from saekit.inspection.described import KIND_WORDS
+from saekit.inspection.markup import figure, percent, visible
+from saekit.inspection.meanings import LABEL, NAME, TOKEN_KINDS
+from saekit.inspection.page import asset
 from saekit.inspection.shown import Feature
 
 TEXTS = ["the cat sat on a mat", "a dog ran far away from it", "the dog sat on a cat and ran"] * 6
@@ -103,6 +107,46 @@ def test_the_card_shows_the_figures_of_the_record(made):
         assert attributes["title"] == figure(value)
     near = [f"#{n['index']} " for n in record.neighbours]
     assert [word for word in page.words["span"] if word in near] == near
+
+
+KINDS = {*TOKEN_KINDS, LABEL, NAME}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_card_says_the_label_of_every_kind_with_its_lift_and_what_it_raises(kind):
+    (record,) = fixture.text_records([3], 64)
+    meaning = {"kind": kind, "text": " sea", "count": 9, "of": 11, "coherence": 0.8, "lift": 7.849}
+    page = Parsed(card(replace(record, meaning=meaning), "run", 100, {}))
+    line = "".join(page.words["p"])
+    assert f" {KIND_WORDS[kind]} " in line and "raises" in line
+    assert "9 of 11 examples, 7.8 × chance" in page.words["span"]
+    seen = " sea" in page.words["span"]  # the space of a token is a dot of its own
+    assert seen == (kind not in TOKEN_KINDS)
+    none_told = dict.fromkeys(("raised", "lowered", "raised_beyond", "lowered_beyond"), 0.0)
+    chance = dict.fromkeys(("raised_chance", "lowered_chance"), 3.0)
+    by_chance = replace(record, meaning=meaning, logit_test=none_told | chance)
+    assert "raises" not in card(by_chance, "run", 100, {})
+    one = by_chance.logit_test | {"raised_beyond": 1.0}
+    assert "raises one token: <" in card(replace(by_chance, logit_test=one), "run", 100, {})
+
+
+def test_every_kind_of_label_has_its_words_on_the_page_and_its_filter():
+    assert set(KIND_WORDS) == KINDS
+    (words,) = re.findall(r"const KIND = \{(.*?)\n\};", asset("gallery.js"), re.DOTALL)
+    texts, images = (
+        set(re.findall(r"(\w+): \"", line.partition("{")[2])) for line in words.split("\n")[1:]
+    )
+    assert texts == {*TOKEN_KINDS, LABEL} and images == {LABEL, NAME}
+    (select,) = re.findall(r'<select id="label-kind">(.*?)</select>', asset("explorer.html"), re.S)
+    assert set(re.findall(r'value="(\w+)"', select)) - {"own", "none"} == KINDS
+
+
+def test_a_share_is_rounded_once():
+    share = 1089 / 40_000  # 2.7225 %
+    assert percent(share) == "2.723 %" and f"{share:.3%}" == "2.723%"
+    assert percent(rounded_share(share)) == percent(share)
+    for active in range(1, 40_000, 7):
+        assert percent(rounded_share(active / 40_000)) == percent(active / 40_000)
 
 
 def test_nothing_runs_and_nothing_is_fetched(made):

@@ -261,6 +261,7 @@ function rangeNodes(range) {
 function labelSection(record) {
   const { labels, examples, strongest, least } = record.data_labels;
   const what = catalog.meta.modality === "image" ? "images" : "contexts";
+  const above = record.examples.filter((example) => example.group === "top");
   if (examples < least) {
     return section("data-labels", `Labels of its ${what}`, null, about(el("p", { class: "note", id: "label-figures" },
       `Too few ${what} to say: it is active in ${count(examples)}, and ${least} are needed.`), "fewLabels", true));
@@ -269,8 +270,9 @@ function labelSection(record) {
     el("ol", { class: "measures token-shares" }, labels.map((entry) => about(el("li", {},
       el("span", { class: "data-label" }, plainNodes(entry.label)), bar(entry.examples / examples), el("span", { class: "value" }, percent(entry.examples / examples, 3)),
       el("span", { class: "value lift" }, `× ${figure(entry.lift, 3)}`)),
-    `${count(entry.examples)} of ${count(examples)} ${what}, ${figure(entry.lift, 3)} times the share of all ${what}; of the ${strongest} strongest ${entry.strongest}.`))),
-    el("p", { class: "note", id: "label-figures" }, `Active in ${count(examples)} ${what}; ${labels[0].strongest} of the ${strongest} strongest have the first label.`));
+    `${count(entry.examples)} of ${count(examples)} ${what}, ${figure(entry.lift, 3)} times the share of all ${what}; of the ${strongest} strongest, several of one document too, ${entry.strongest}.`))),
+    el("p", { class: "note", id: "label-figures" }, `Active in ${count(examples)} ${what}; of the ${above.length} top examples shown, `
+      + `${above.filter((example) => example.label === labels[0].label).length} have the first label.`));
 }
 
 // The tokens that it is active on, with their share of its rows, and where in their contexts.
