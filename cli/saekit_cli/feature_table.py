@@ -79,12 +79,14 @@ def fit(columns: list[Column], width: int) -> list[str]:
 
 def _values(rows: list[FeatureRow], quoted: bool) -> list[Column]:
     """What every question has; `at` stands beside act, which it is about."""
+    of_max = any(row.share_of_max is not None for row in rows)
     at = [(repr(row.at) if quoted else row.at) if row.at else "" for row in rows]
     return [
         Column("feature", [str(row.index) for row in rows], left=True),
         Column("act", [figure(row.act, ".4g") for row in rows]),
         *([Column("at", at, left=True)] if any(at) else []),
         Column("max", [figure(row.max, ".4g") for row in rows], spare=1),
+        *([Column("of max", [figure(row.share_of_max, ".0%") for row in rows])] if of_max else []),
         Column("density", [figure(row.density, ".3%") for row in rows]),
     ]
 

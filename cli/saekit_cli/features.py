@@ -37,7 +37,7 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
 
     with Reporter(quiet or json_) as reporter:
         rows = features(**given, progress=reporter)
-    if not rows:  # why, for people
+    if rows.raw_note and (not rows or not (json_ or quiet)):  # why there are none, or a warning
         message("note", spelled(rows.raw_note, flag))
     if json_ or not rows:
         if json_:

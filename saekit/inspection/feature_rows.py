@@ -19,6 +19,9 @@ from saekit.store.stack import StackedStore
 
 TOP_TOKENS = 5
 TYPICAL_ROWS = 20
+# of the printed table: columns before and after the figures of the question
+FIRST = ("index", "act", "at", "max", "share_of_max", "density", "score", "label")
+LAST = ("tokens", "raises", "labeled_by", "source", "below_chance")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class FeatureRow:
     also where it was not computed. source is what the figures are read from: the index beside the
     checkpoint (index), or one that was made for this call (temporary). at is where in the input act
     is: the token, or row and column of the patch ("2,3"; "" for the class token); None without an
-    input."""
+    input. share_of_max is |act| / max on an input, which is above 1 where the latent is larger there
+    than anywhere in the store; None without an input, and for a latent that never fires in it."""
 
     index: int
     act: float
@@ -51,15 +55,19 @@ class FeatureRow:
     labeled_by: Source | None = None
     raises: str | None = None
     below_chance: list[str] | None = None
+    share_of_max: float | None = None
 
 
 class FeatureRows(TableList[FeatureRow]):
     """What `features` returns: a list that shows itself as a table. by: what it is ordered by: act,
-    score, or one of the question's orders. note: why it is empty, where it is."""
+    score, or one of the question's orders. note: why it is empty, where it is, or a warning about
+    the rows. quoted: `at` is a token."""
 
-    def __init__(self, rows: Iterable[FeatureRow], by: str = "act", note: str = "") -> None:
+    def __init__(
+        self, rows: Iterable[FeatureRow], by: str = "act", note: str = "", quoted: bool = False
+    ) -> None:
         super().__init__(rows)
-        self.by, self.raw_note = by, note
+        self.by, self.raw_note, self.quoted = by, note, quoted
 
     @property
     def note(self) -> str:
@@ -77,11 +85,26 @@ class FeatureRows(TableList[FeatureRow]):
         return rows
 
     def __repr__(self) -> str:
-        return super().__repr__() if self else self.note or "[]"
+        if not self:
+            return self.note or "[]"
+        return "\n".join(filter(None, (super().__repr__(), self.note)))
 
     def _shown(self) -> list[dict[str, Any]]:
-        """The number of a latent is a name, without separators."""
-        return [row | {"index": str(row["index"])} for row in self.figures()]
+        """What the latent is and its figures first. The number of a latent is a name, without
+        separators; tokens are quoted, so that a row is one line; who says the label, and what the
+        figures are read from, only where rows differ in it."""
+        rows = []
+        for row in self.figures():
+            quoted = {"raises"} | ({"at"} if self.quoted else set())
+            text = {name: repr(row[name]) for name in quoted if row[name]}
+            label = {"label": " ".join(row["label"].split("\n"))} if row["label"] else {}
+            row |= {"index": str(row["index"])} | text | label
+            rest = [name for name in row if name not in (*FIRST, *LAST)]
+            rows.append({name: row[name] for name in (*FIRST, *rest, *LAST)})
+        for name in ("source", "labeled_by"):
+            if len({row[name] for row in rows}) == 1:
+                rows = [{key: value for key, value in row.items() if key != name} for row in rows]
+        return rows
 
 
 def feature_row(
@@ -91,10 +114,11 @@ def feature_row(
     act = known.largest(latent) if ranking.act is None else float(ranking.act[latent])
     followed = read is not None and read.followed is not None
     label, figures = known.label(latent), ranking.of(latent)
+    largest = float(known.max[latent])
     return FeatureRow(
         latent,
         act,
-        float(known.max[latent]),
+        largest,
         None if inspected.model.active_above is None else float(known.density[latent]),
         None if label is None else label.text,
         _typical(known, inspected.store, latent),
@@ -106,6 +130,7 @@ def feature_row(
         None if label is None else label.source,
         raises,
         below_chance(figures),
+        abs(act) / largest if read is not None and largest else None,
     )
 
 

@@ -25,7 +25,7 @@ def check_number(latent: int, latents: int) -> None:
     if not 0 <= latent < latents:
         cause = f"feature {latent}: this model has {latents:,} (0 to {latents - 1:,})"
         raise DataError(
-            cause, f"saekit features with {opt('sort', 'score')} lists those worth reading"
+            cause, f"features with {opt('sort', 'score')} lists those worth reading"
         )
 
 
@@ -33,7 +33,8 @@ def check_fired(latent: int, active: int, rows: int) -> None:
     """Raise DataError for a latent that no row of the store activates."""
     if active == 0:
         raise DataError(
-            f"feature {latent} never fired in {rows:,} rows", "saekit inspect lists those that fire"
+            f"feature {latent} never fired in {rows:,} rows",
+            f"features with {opt('sort', 'score')} lists those worth reading",
         )
 
 

@@ -105,6 +105,11 @@ class Meanings:
         """Images (contexts) with rows."""
         return sum(int((s.arrays["examples.rows"] > 0).sum()) for s in self._shards)
 
+    def is_of_names(self, text: str) -> bool:
+        """Whether an image has this word in its name."""
+        word = self._words.get(text.strip().casefold(), NONE - 1)
+        return any(bool((named == word).any()) for named in self._named)
+
     def images_with(self, text: str) -> np.ndarray:
         """Numbers of the images (contexts) that have this label, or this word in their name."""
         word = self._words.get(text.strip().casefold() or text, NONE - 1)

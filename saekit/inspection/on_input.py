@@ -162,19 +162,29 @@ def over_rows(
     )
 
 
-def of_input(first: OnInput, second: OnInput | None, by: str, above: float) -> Ranking:
+def of_input(
+    first: OnInput,
+    second: OnInput | None,
+    by: str,
+    above: float,
+    weight_F: np.ndarray | None = None,
+) -> Ranking:
     """Latents that an input activates above `above`, by the size of their largest or mean value
-    (`by` max, mean); with a second input, those that the first activates more, by how much more."""
+    (`by` max, mean), or by their largest times `weight_F` (share); with a second input, those that
+    the first activates more, by how much more."""
+    assert (weight_F is None) == (by != "share")
+    weight = 1.0 if weight_F is None else weight_F
     largest = first.largest.numpy()
     active = fires(first.largest, above).numpy()
     size = _sizes(first, by)
     if second is None:
         figures = {"mean": first.mean.numpy()} if by == "mean" else {}
-        return Ranking(descending(size, active), largest, figures)
+        return Ranking(descending(size * weight, active), largest, figures)
     other = _sizes(second, by)
     figures = {"difference": size - other, "versus": other}
-    return Ranking(descending(size - other, active & (size > other)), largest, figures)
+    order = descending((size - other) * weight, active & (size > other))
+    return Ranking(order, largest, figures)
 
 
 def _sizes(found: OnInput, by: str) -> np.ndarray:
-    return (found.largest if by == "max" else found.mean).abs().double().numpy()
+    return (found.mean if by == "mean" else found.largest).abs().double().numpy()

@@ -17,6 +17,7 @@ from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.questions import QUESTIONS, check_order
 from saekit.inspection.questions.asked import Answer, Asked
+from saekit.inspection.questions.inputs import on_first_token
 from saekit.inspection.score import Scores
 from saekit.inspection.search import By, Filters, kept, why_none_passes
 from saekit.options import AnyStore, Doc
@@ -24,7 +25,8 @@ from saekit.store.opening import RowsLike
 from saekit.training.checkpoints import ModelLike
 from saekit.types import Progress
 
-SORTS = ("act", "score")
+SORTS = ("act", "share", "score")
+OF_SORT = {"act": "max", "share": "share"}  # of an input: the order that it is
 
 
 def features(
@@ -76,17 +78,18 @@ def features(
     explained: Annotated[
         str | None,
         Doc(
-            "Rank the latents that these words describe: in names and explanations beside the"
-            " checkpoint, in automatic labels, in the tokens of their strongest rows.",
+            "Rank the latents that have these words, as they are written, in names and explanations"
+            " beside the checkpoint, in automatic labels, in the tokens of their strongest rows.",
             metavar="WORDS",
         ),
     ] = None,
     by: Annotated[
         By | None,
         Doc(
-            "Order. Of a text or image: max or mean. Of a token: information (of its rows), mean,"
-            " share or lift. Of a label: information, auroc, share or lift. Near a latent: cosine"
-            " of decoder, encoder or coactivation. Default: the first."
+            "Order. Of a text or image: share (of the latent's own maximum), max or mean. Of a"
+            " token: information (of its rows), mean, share or lift. Of a label: information, auroc,"
+            " share or lift. Near a latent: cosine of decoder or encoder, or coactivation (Jaccard)."
+            " Default: the first."
         ),
     ] = None,
     min_density: Annotated[
@@ -100,12 +103,13 @@ def features(
     ] = False,
     top: Annotated[int, Doc("Latents to print.")] = 10,
     sort: Annotated[
-        Literal["act", "score"],
+        Literal["act", "share", "score"] | None,
         Doc(
-            "act: by size on the input. score: by how much they are worth reading, of those that"
-            " the input activates, or without an input of all."
+            "Of a text or image, act: by size there; share: by its share of the latent's own maximum"
+            " in the store (default). score: by how much they are worth reading, of those that"
+            " answer, or without a question of all."
         ),
-    ] = "act",
+    ] = None,
     raises: Annotated[
         bool | None,
         Doc(
@@ -136,8 +140,9 @@ def features(
             the BOS where it was stored, else what takes its place. Of sparse codes.
         top: rows to return, at most. What is returned is a list that prints as a table;
             `to_pandas()` is the DataFrame.
-        sort: `score` is that of saekit.inspection.score, and orders the latents that the question
-            leads to. act is then the largest on the store where there is no question.
+        sort: act and share are `by="max"` and `by="share"` of a text or an image. `score` is that
+            of saekit.inspection.score, and orders the latents that the question leads to. act is
+            then the largest on the store where there is no question.
         raises: None is True where the question loads the language model (`text`), else False.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
@@ -149,7 +154,8 @@ def features(
     Raises UsageError, DataError, MissingError.
     """
     # one question
-    check_choice("sort", sort, SORTS)
+    if sort is not None:
+        check_choice("sort", sort, SORTS)
     given = {"index": index, "text": text, "image": image, "token": token, "label": label,
              "near": near, "explained": explained}  # fmt: skip
     question, follow = _one_question(given, sort)
@@ -157,7 +163,7 @@ def features(
         raise UsageError(f"{opt('top', top)} must be at least 1")
     filters = Filters(min_density, max_density, not_bos)
     _check_company(given, follow, versus, by, filters)
-    order = check_order(question, by)
+    order = check_order(question, _by_of_sort(question, by, sort))
 
     # what is known of the latents, and the answer
     inspected = open_pair(checkpoint, store, any_store)
@@ -168,15 +174,30 @@ def features(
     # filters, order, rows
     scored = sort == "score"
     latents, note = _chosen(answer, inspected, known, filters, scored, top)
+    nothing = QUESTIONS[question].nothing
     raised = _raised(raises, inspected, latents, answer.read is not None, live)
     return FeatureRows(
         (feature_row(j, answer, inspected, known, raised.get(j)) for j in latents),
         "score" if scored else order or "act",
-        "" if latents else note or QUESTIONS[question].nothing,
+        note or (on_first_token(answer, latents, not_bos) if latents else nothing),
+        quoted=answer.read is not None and known.texts is not None,
     )
 
 
-def _one_question(given: dict[str, Any], sort: str) -> tuple[str, int | None]:
+def _by_of_sort(question: str, by: By | None, sort: str | None) -> str | None:
+    """The order that `by` and `sort` give. Raises UsageError where they are two."""
+    if sort is None or sort == "score" or (sort == "act" and question not in ("text", "image")):
+        return by
+    if question not in ("text", "image"):
+        raise UsageError(
+            f"{opt('sort', sort)} orders what a text or an image activates", f"drop {opt('sort')}"
+        )
+    if by is not None and (by == "share") != (sort == "share"):
+        raise UsageError(f"{opt('sort', sort)} and {opt('by', by)} are two orders", "drop one")
+    return by or OF_SORT[sort]
+
+
+def _one_question(given: dict[str, Any], sort: str | None) -> tuple[str, int | None]:
     """(the question, the one latent that is followed along an input). Raises UsageError."""
     names = [name for name, value in given.items() if value is not None]
     if names in (["index", "text"], ["index", "image"]):

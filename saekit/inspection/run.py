@@ -35,6 +35,8 @@ from saekit.store.stack import stores_of, with_stores
 from saekit.training.checkpoints import ModelLike, short_name
 from saekit.types import FeatureRecord, Progress
 
+SILENT = 8  # features that are named where they never fire
+
 
 @dataclass(frozen=True)
 class InspectResult:
@@ -162,6 +164,7 @@ def inspect(
         shown = gather(inspected, features, top, live, data, progress, where, known)
         if before is not None:
             _report_added(len(known), len(shown.latents), progress)
+        _report_silent(shown, progress)
         _report_size(inspected, shown, top, progress)
         latents = [*known, *shown.latents.tolist()]
         meta = page_meta(inspected, shown, identity, latents)
@@ -179,6 +182,18 @@ def inspect(
 def _report_added(known: int, new: int, progress: Callable[[Progress], None]) -> None:
     message = f"the page that is there has {known:,} features; {new:,} are added"
     progress(Progress("inspect", 0, new, "features", message=message))
+
+
+def _report_silent(shown: Gathered, progress: Callable[[Progress], None]) -> None:
+    """Which of the features that were asked for by number have nothing to show."""
+    silent = [j for j in shown.latents.tolist() if shown.index.active[j] == 0]
+    if silent:
+        some = ", ".join(map(str, silent[:SILENT])) + (", ..." if len(silent) > SILENT else "")
+        which = f"feature {some} never fires" if len(silent) == 1 else (
+            f"{len(silent):,} features never fire ({some})"
+        )
+        message = f"{which} in {shown.index.rows:,} rows; a page without examples says so"
+        progress(Progress("inspect", 0, len(shown.latents), "features", message=message))
 
 
 def _report_size(

@@ -16,6 +16,7 @@ from saekit.inspection.known import Known
 from saekit.inspection.on_input import OnInput, of_input, over_rows
 from saekit.inspection.questions import QUESTIONS, check_order
 from saekit.inspection.questions.explained import of_explanation
+from saekit.inspection.questions.inputs import share_weights
 from saekit.inspection.questions.label import of_label
 from saekit.inspection.questions.near import near_latent
 from saekit.inspection.questions.token import of_token
@@ -49,7 +50,10 @@ class Searcher:
         Raises what `saekit.features` raises.
         """
         asked = question.asked
-        by = check_order(asked, question.by)
+        orders = QUESTIONS[asked].orders
+        if asked == "text" and self.known.scanned is None:  # no maxima of which to take a share
+            orders = orders[1:]
+        by = check_order(asked, question.by or (orders[0] if orders else None))
         ranking, read = self._ranking(asked, question, by, tell)
         tell(None)
         order = ranking.order[self._passing(question)[ranking.order]]
@@ -64,7 +68,7 @@ class Searcher:
         return {
             "asked": asked,
             "by": by,
-            "orders": QUESTIONS[asked].orders,
+            "orders": orders,
             "found": [
                 self.known.brief(j)
                 | said(j)
@@ -89,7 +93,8 @@ class Searcher:
             read = self._read(question.text, tell)
             other = None if question.versus is None else self._read(question.versus, tell)
             above = self.reader.dictionary.active_above or 0.0
-            return of_input(read, other, by, above), read
+            weight_F = share_weights(self._scanned("by").known) if by == "share" else None
+            return of_input(read, other, by, above, weight_F), read
         inspected, known = self._scanned(asked).pair
         if question.token is not None:
             return of_token(inspected, known, question.token, by), None

@@ -3,7 +3,8 @@ tokens (for images, labels and words of names) of their strongest rows.
 
 Okapi BM25 (Robertson and Zaragoza 2009) with a weight for each field, as in BM25F: a word counts by
 the weight of the fields that it is in, and rare words count more. Words are compared without case,
-and without a plural s.
+and without a plural s. The order is that of the match times the evidence: the score of a latent, but 1
+where a person or a program said one of the words.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def of_explanation(known: Known, text: str) -> Ranking:
     fields.add_texts(said.notes.items(), NOTES)
     for latent, texts in said.explanations.items():
         fields.add_texts([(latent, " ".join(texts))], EXPLANATIONS)
+    _, said_by_people = fields.scores()
     # what their rows have in common
     labels = enumerate(known.scores.meanings)
     fields.add_texts(((j, m.text) for j, m in labels if m is not None), AUTOMATIC)
@@ -55,13 +57,32 @@ def of_explanation(known: Known, text: str) -> Ranking:
         _add_rows(fields, known)
     match, found = fields.scores()
     if not found.any():
-        near = did_you_mean(asked[0], fields.known)
         raise DataError(
-            f"no latent is described by {opt('explained', text)}",
-            f"{near}{opt('token')} finds latents by any token",
+            f"no latent is described by {opt('explained', text)}: it matches words of names and"
+            " labels, not their meaning",
+            did_you_mean(asked[0], fields.known) + _by_meaning(known),
         )
     figures = {"match": match, "words": found.astype(float)}
-    return Ranking(descending(match, found > 0), None, figures)
+    order = descending(match, found > 0)  # the larger match of equal evidence first
+    weighed = (match * _evidence(known, said_by_people > 0))[order]
+    return Ranking(order[np.argsort(-weighed, kind="stable")], None, figures)
+
+
+def _by_meaning(known: Known) -> str:
+    """What answers a question that words do not."""
+    if known.texts is None:
+        return f"{opt('image')} finds latents by what a picture activates"
+    return (
+        f"{opt('text')} with {opt('versus')} finds latents by what a sentence about it activates"
+        f" and another does not, {opt('token')} those of one token"
+    )
+
+
+def _evidence(known: Known, is_said: np.ndarray) -> np.ndarray:
+    """(F,): 1 where a person or a program said the words, else the latent's score: that two rows of
+    a latent have a word in common is often chance. Without scores 1."""
+    score = np.nan_to_num(known.scores.score.double().numpy())
+    return np.where(is_said, 1.0, score) if score.any() else np.ones(len(is_said))
 
 
 def _add_rows(fields: _Fields, known: Known) -> None:

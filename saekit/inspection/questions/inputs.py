@@ -10,11 +10,15 @@ import numpy as np
 
 from saekit.errors import DataError, opt
 from saekit.harvesting.anatomy import untouched
-from saekit.inspection.known import check_number
+from saekit.inspection.known import Known, check_number
 from saekit.inspection.on_input import OnInput, of_input, on_input
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.questions.asked import Answer, Asked
 from saekit.inspection.search import Ranking
+
+ORDERS = ("share", "max", "mean")
+MANY = 3  # latents on the first token of a text before that is said
+FEW = 20  # active rows at which a share counts one half
 
 
 def on_inputs(
@@ -41,7 +45,38 @@ def of_one(asked: Asked, read: Sequence[OnInput]) -> Answer:
         order = np.array([asked.follow], np.int64)
         return Answer(Ranking(order, first.largest.numpy()), first, named=True)
     above = asked.inspected.model.active_above or 0.0
-    return Answer(of_input(first, second[0] if second else None, asked.by, above), first)
+    weight_F = share_weights(asked.known) if asked.by == "share" else None
+    ranking = of_input(first, second[0] if second else None, asked.by, above, weight_F)
+    return Answer(ranking, first)
+
+
+def share_weights(known: Known) -> np.ndarray:
+    """(F,): what a size on an input is multiplied by for the order `share`: 1 over the latent's
+    maximum on the store, times n / (n + FEW) where it is active in n rows of it, since the maximum
+    of few rows says little; 0 for a latent that never fires there."""
+    sizes = known.max.astype(np.float64)
+    of_max = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    return of_max * known.active / (known.active + FEW)
+
+
+def on_first_token(answer: Answer, latents: Sequence[int], not_bos: bool) -> str:
+    """What to say where all latents have their largest value on the first token of a text, as those
+    of attention sinks do; '' elsewhere."""
+    read = answer.read
+    if read is None or answer.named or not_bos or not read.places[0].token_ids:
+        return ""
+    first: dict[int, int] = {}
+    for place in read.places:
+        first[place.context] = min(place.position, first.get(place.context, place.position))
+    largest = [read.places[int(read.place[j])] for j in latents]
+    if len(latents) < MANY or any(at.position != first[at.context] for at in largest):
+        return ""
+    if len(read.places) <= len(first):  # there is no other token
+        return ""
+    return (
+        "all of these are largest on the first token, where many models have a state of its own"
+        f" (an attention sink): {opt('not_bos', True)} drops latents that mostly fire there"
+    )
 
 
 def _check_modality(inspected: InspectedModel, modality: str) -> None:

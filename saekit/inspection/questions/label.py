@@ -23,6 +23,12 @@ def of_label(known: Known, label: str, by: str) -> Ranking:
     if label not in names:
         if not names:
             raise DataError("the data of this store have no labels")
+        if known.meanings.is_of_names(label):
+            raise DataError(
+                f"{label} is a word of picture names, not a label",
+                f"{_beginning(label, names)}{opt('explained', label)} finds latents by the words of"
+                " names",
+            )
         shown = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
         raise DataError(
             f"{opt('label', label)}: the data have no such label",
@@ -55,6 +61,13 @@ def _nearest(label: str, names: list[str]) -> str:
     alike = difflib.get_close_matches(word, by_folded, NEAREST, cutoff=0.6)
     near = list(dict.fromkeys([*inside, *(by_folded[name] for name in alike)]))[:NEAREST]
     return f"did you mean {', '.join(near)}? " if near else ""
+
+
+def _beginning(word: str, names: list[str]) -> str:
+    """'labels that begin so: face-concerned, face-hand; ', '' where there are none."""
+    begin = [name for name in names if name.casefold().startswith(word.strip().casefold())]
+    shown = ", ".join(begin[:SHOWN]) + (", ..." if len(begin) > SHOWN else "")
+    return f"labels that begin so: {shown}; " if begin else ""
 
 
 def _answer(asked: Asked) -> Answer:

@@ -13,8 +13,8 @@ from saekit.store.stack import StackedStore
 
 
 def near_latent(inspected: InspectedModel, known: Known, latent: int, by: str) -> Ranking:
-    """Other latents by the cosine of their decoder or encoder rows, or of their activations on all
-    rows of the store. Raises DataError where there are none."""
+    """Other latents by the cosine of their decoder or encoder rows, or by the Jaccard index of the
+    rows of the store on which they are active, as the page of `inspect` orders them. Raises DataError where there are none."""
     alive = known.active > 0
     others = alive.copy()
     others[latent] = False
@@ -23,12 +23,12 @@ def near_latent(inspected: InspectedModel, known: Known, latent: int, by: str) -
         found = index.coactivation(latent)
         assert found.cosine is not None
         figures = {
-            "cosine": found.cosine,
             "jaccard": found.jaccard,
             "pmi": found.pmi,
             "together": found.together,
+            "cosine": found.cosine,
         }
-        return Ranking(descending(found.cosine, others & (found.together > 0)), None, figures)
+        return Ranking(descending(found.jaccard, others & (found.together > 0)), None, figures)
     stacked = isinstance(inspected.store, StackedStore)
     if by == "decoder":
         rows_FD = inspected.even_directions() if stacked else inspected.directions()

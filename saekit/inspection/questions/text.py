@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saekit.inspection.questions.asked import Answer, Asked, Question
-from saekit.inspection.questions.inputs import of_one, on_inputs
+from saekit.inspection.questions.inputs import ORDERS, of_one, on_inputs
 
 
 def _answer(asked: Asked) -> Answer:
@@ -13,6 +13,6 @@ def _answer(asked: Asked) -> Answer:
 
 TEXT = Question(
     _answer,
-    ("max", "mean"),
+    ORDERS,
     "no latent is active on the text, or more than on the other",
 )
