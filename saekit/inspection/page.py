@@ -118,6 +118,7 @@ class PageMeta:
     meanings: Sequence[Mapping[str, Any] | None] = ()  # FeatureRecord.meaning
     gallery: Sequence[Mapping[str, Any]] = ()  # {"index", "twins"}: what the page opens with
     command: str = ""  # the shell command that made the page, without its features
+    command_folder: str = ""  # the name of the folder in which it is to be run
     # latents of which at least half of the active rows are the first of their context
     starts: Sequence[int] = ()
     identity: str = ""  # of checkpoint and store; a reader's own names are kept under it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from saekit.inspection.lookup import Lookup, lookup_of
 from saekit.inspection.map import DirectionMap, MapKind, check_map, direction_map
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, megabytes, write_page
+from saekit.inspection.page_command import page_command
 from saekit.inspection.records import check_features, expected_bytes
 from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
@@ -167,7 +167,7 @@ def inspect(
         lookup = lookup_of(shown.index, shown.scores.words, shown.directions_FD, latents)
         _report_size(inspected, shown, top, lookup, progress)
         meta = page_meta(inspected, shown, identity, latents)
-        meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
+        meta = replace(meta, **_command(inspected, Path(out), top, any_store))
         drawn, matched = None, None
         if shown.directions_FD is not None:
             alive_F = torch.from_numpy(shown.index.active > 0)
@@ -210,17 +210,13 @@ def _report_size(
     progress(Progress("page", 0, count, "features", message=message))
 
 
-def _command(inspected: InspectedModel, out: Path, top: int, any_store: bool) -> str:
-    """The shell command that made this page, without its features; '' for a model in memory."""
+def _command(inspected: InspectedModel, out: Path, top: int, any_store: bool) -> dict[str, str]:
+    """What the page says of the command that made it; '' for a model in memory."""
     if inspected.checkpoint is None:
-        return ""
-    name, folder = shlex.quote(inspected.name), shlex.quote(str(out))
-    command = f"saekit inspect {name} --out {folder} --top {top}"
-    if any_store:
-        command = f"saekit inspect {name} --out {folder} --top {top} --any-store"
-    return with_stores(
-        command, [shlex.quote(str(store.path)) for store in stores_of(inspected.store)]
-    )
+        return {"command": "", "command_folder": ""}
+    stores = [str(store.path) for store in stores_of(inspected.store)]
+    command, folder = page_command(inspected.name, stores, out, top, any_store)
+    return {"command": command, "command_folder": folder}
 
 
 def _check_shown(inspected: InspectedModel) -> None:

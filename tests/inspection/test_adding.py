@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import re
 import shlex
 import tomllib
@@ -167,13 +168,17 @@ def test_thumbnails_of_the_first_features_stay(tmp_path, single_file):
     assert dict(pages[0].images) == dict(pages[1].images) != {}
 
 
-def test_the_command_on_the_page_adds_to_it(made, tmp_path, capsys):
-    """What the page shows for features that it lacks is run as it stands."""
+def test_the_command_on_the_page_adds_to_it(made, tmp_path, capsys, monkeypatch):
+    """What the page shows for features that it lacks is run as it stands, in the folder that it
+    names, and says nothing of the folders above."""
     store, run, _ = made
     folder = tmp_path / "a page's folder"
     wanted = firing(store, run)[5]
     result = saekit.inspect(run, store, folder, features="top:1")
-    command = catalog_of(folder)["meta"]["command"]
+    meta = catalog_of(folder)["meta"]
+    command, base = meta["command"], Path(os.path.commonpath([store, run, folder]))
+    assert meta["command_folder"] == base.name and str(base) not in command
+    monkeypatch.chdir(base)
     words = shlex.split(f"{command} --features {wanted}")
     assert words[:2] == ["saekit", "inspect"]
     assert cli(capsys, *words[1:])[0] == 0

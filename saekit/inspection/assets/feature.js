@@ -252,7 +252,9 @@ function commandNodes(latents) {
     catch { getSelection().selectAllChildren(box); button.textContent = "Selected"; }
   } }, "Copy");
   const box = el("code", {}, command);
-  return el("div", { class: "command" }, el("pre", {}, box), button);
+  const folder = catalog.meta.command_folder;
+  return el("div", {}, el("div", { class: "command" }, el("pre", {}, box), button),
+    folder ? el("p", { class: "note command-folder" }, `To be run in the folder “${folder}”, where the page was made.`) : null);
 }
 
 // What a list shows of a latent beside its number: label, thumbnail, the tokens it fires on.
