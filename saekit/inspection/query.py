@@ -25,7 +25,9 @@ from saekit.inspection.search import (
     By,
     Ranking,
     check_order,
+    filters_of,
     kept,
+    left_out,
     near_latent,
     of_label,
     of_token,
@@ -270,6 +272,10 @@ def features(
         chosen = scored[among[scored] & passes[scored]]
     else:
         chosen = ranking.order[passes[ranking.order]]
+    if not len(chosen):
+        asked_of = scored[among[scored]] if sort == "score" else ranking.order
+        filters = filters_of(known, min_density, max_density, not_bos)
+        progress(Progress("features", 0, 0, message=left_out(filters, asked_of)))
     act_F, texts = ranking.act, known.texts
     scored = sort == "score" or explained is not None
     at = lambda j: None if first is None else first.at(j, texts)

@@ -173,21 +173,39 @@ def near_latent(inspected: InspectedModel, known: Known, latent: int, by: str) -
     return Ranking(descending(cosine, others), None, {"cosine": cosine})
 
 
-def kept(
+def filters_of(
     known: Known, min_density: float | None, max_density: float | None, not_bos: bool
-) -> np.ndarray:
-    """(F,) bool: the latents that pass the filters. Raises UsageError, DataError."""
+) -> dict[str, np.ndarray]:
+    """Option of each filter that is given -> (F,) bool: the latents that pass it. Raises
+    UsageError, DataError."""
     for name, value in (("min_density", min_density), ("max_density", max_density)):
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"{opt(name, value)} must be between 0 and 1")
-    passes = np.ones(len(known.active), bool)
+    passes: dict[str, np.ndarray] = {}
     if min_density is not None:
-        passes &= known.density >= min_density
+        passes[opt("min_density", min_density)] = known.density >= min_density
     if max_density is not None:
-        passes &= known.density <= max_density
+        passes[opt("max_density", max_density)] = known.density <= max_density
     if not_bos:
         index = known.of_entries(opt("not_bos", True))
         if not len(index.origin.token):
             raise DataError(f"{opt('not_bos', True)} is for texts", f"drop {opt('not_bos')}")
-        passes &= index.first < AT_BEGINNINGS * index.active
+        passes[opt("not_bos", True)] = index.first < AT_BEGINNINGS * index.active
     return passes
+
+
+def kept(
+    known: Known, min_density: float | None, max_density: float | None, not_bos: bool
+) -> np.ndarray:
+    """(F,) bool: the latents that pass all filters. Raises as filters_of does."""
+    filters = filters_of(known, min_density, max_density, not_bos)
+    return np.logical_and.reduce([np.ones(len(known.active), bool), *filters.values()])
+
+
+def left_out(filters: Mapping[str, np.ndarray], answer: np.ndarray) -> str:
+    """Why nothing is left of the latents (n,) that answer a question: how many each filter leaves
+    out."""
+    if not len(answer):
+        return "no latent answers this question"
+    parts = [f"{name} leaves out {(~passes[answer]).sum():,}" for name, passes in filters.items()]
+    return f"of {len(answer):,} latents that answer the question, {', '.join(parts)}"

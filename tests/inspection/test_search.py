@@ -183,6 +183,28 @@ def test_filters(made):
     assert [r.index for r in on][:1] == [WEAK] and all(r.density <= 0.02 for r in on)
 
 
+def test_an_empty_answer_says_what_each_filter_leaves_out(made, capsys):
+    run, store, z, *_ = made
+    density = (z != 0).mean(0)
+    rows = saekit.features(run, store, token=f"w{WORD}", top=100)
+    density = np.array([density[row.index] for row in rows])
+    least = 0.99
+    said = []
+    note = lambda progress: said.append(progress.message)
+    found = saekit.features(
+        run, store, token=f"w{WORD}", min_density=least, max_density=0.05, progress=note
+    )
+    assert list(found) == []
+    out, much = int((density < least).sum()), int((density > 0.05).sum())
+    assert said[-1] == (
+        f"of {len(rows)} latents that answer the question, min_density=0.99 leaves out {out},"
+        f" max_density=0.05 leaves out {much}"
+    )
+    arguments = ["features", run, "--store", store, "--token", f"w{WORD}", "--min-density", "0.99"]
+    status, _, err = command(capsys, *arguments)
+    assert status == 0 and f"--min-density 0.99 leaves out {out}" in err
+
+
 def test_what_cannot_be_asked(made):
     run, store, *_ = made
     refusals = [
