@@ -207,7 +207,7 @@ function listRow(latent, place) {
     class: `row${recordOf[latent] < 0 ? " pageless" : ""}`, href: `#/f/${latent}`, "data-latent": latent,
     tabindex: current ? "0" : "-1", "aria-current": current ? "page" : null, "aria-label": rowLabel(latent),
     style: { transform: `translateY(${place * view.height}px)`, height: `${view.height}px` },
-  }, el("span", { class: "number" }, String(latent), favorites.has(latent) ? el("span", { class: "star", "aria-hidden": "true" }, " ★") : null,
+  }, el("span", { class: "which" }, el("span", { class: "number" }, String(latent), favorites.has(latent) ? el("span", { class: "star", "aria-hidden": "true" }, " ★") : null),
     isPageless(latent) ? el("span", { class: "no-page" }, "no page") : null), listPreview(latent),
   about(el("span", { class: "density" }, view.axis ? bar(density > 0 ? onAxis(density) : 0) : null, el("span", {}, measure)), view.axis ? "density" : "max"));
   return isPageless(latent) ? about(row, "Its examples are not on this page. Opening it shows what is known of it, and the command that makes its page.") : row;
