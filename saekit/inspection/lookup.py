@@ -29,7 +29,7 @@ TOKENS, LABELS, NAMES = 8, 6, 3  # that a latent keeps
 BEST, BEST_OF_LABEL = 20, 50  # latents that a token or a name keeps, and a label
 MOST_OF_LATENTS = 1_000_000  # tokens that all latents keep together: 3 of 262,144
 NEAREST = 5
-NEAREST_WORK = 6e11  # multiplications and additions, 5 s on one thread: 18,432 rows of 576 take 4e11
+NEAREST_WORK = 6e11  # multiplications and additions; 18,432 rows of 576 take 4e11, 5.6 s of CPU
 THOUSANDTHS = 1000  # cosines are whole numbers
 
 
@@ -62,8 +62,8 @@ class Lookup:
         return sum(map(len, self.files.values()))
 
     def header(self) -> dict[str, Any]:
-        """What the page says about it before it is loaded: which tables there are, how many tokens
-        a latent keeps, and how many latents a token and a label."""
+        """What the page says about it before it is loaded: which tables there are, and how
+        many tokens each latent keeps, and latents each token and label."""
         return {
             "tokens": self.tokens is not None,
             "labels": self.labels is not None or self.names is not None,
@@ -88,9 +88,8 @@ def lookup_of(
     near = None if directions_FD is None else _near(index, directions_FD, paged)
     if words is None:
         return Lookup(None, None, None, near, first_tokens)
-    return Lookup(
-        _tokens(index, words, first_tokens), _labels(index), _names(index, words), near, first_tokens
-    )
+    tokens = _tokens(index, words, first_tokens)
+    return Lookup(tokens, _labels(index), _names(index, words), near, first_tokens)
 
 
 def _tokens(index: Index, words: Meanings, first: int) -> WordTable | None:

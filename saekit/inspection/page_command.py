@@ -1,5 +1,5 @@
-"""The shell command that made a page, for a reader who wants more features on it. It is as short as it
-was typed, and does not say where on a disk the page was made."""
+"""The shell command that made a page, for a reader who wants more features on it. It is as short as
+it was typed, and does not say where on a disk the page was made."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def page_command(
     stores = list(stores)
     local = [path for path in (checkpoint, *stores, str(out)) if _is_local(path, str(out))]
     base = _base([Path(path).resolve() for path in local])
-    typed = {path: path if base is None else relpath(Path(path).resolve(), base) for path in local}
-    quoted = lambda path: shlex.quote(typed.get(path, path))
+    typed: dict[str, str] = {}
+    if base is not None:
+        typed = {path: str(relpath(Path(path).resolve(), base)) for path in local}
+    quoted = lambda path: shlex.quote(typed.get(path) or path)
     command = f"saekit inspect {quoted(checkpoint)} --out {quoted(str(out))} --top {top}"
     if any_store:
         command += " --any-store"

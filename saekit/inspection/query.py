@@ -273,9 +273,8 @@ def features(
     else:
         chosen = ranking.order[passes[ranking.order]]
     if not len(chosen):
-        asked_of = scored[among[scored]] if sort == "score" else ranking.order
         filters = filters_of(known, min_density, max_density, not_bos)
-        progress(Progress("features", 0, 0, message=left_out(filters, asked_of)))
+        progress(Progress("features", 0, 0, message=left_out(filters, ranking.order)))
     act_F, texts = ranking.act, known.texts
     scored = sort == "score" or explained is not None
     at = lambda j: None if first is None else first.at(j, texts)

@@ -68,8 +68,8 @@ def word_table(
     Best: by mutual information (saekit.indexing.association), of latents that are active there
     more often than elsewhere, so these are the first that `features` gives for the word. First of a
     latent: of rows the commonest words, of examples those that share most information with it,
-    since nearly every latent has the commonest label. `word_PC` (places, C) int32: the words of each place,
-    NONE where there are fewer; no place has a word twice.
+    since nearly every latent has the commonest label. `word_PC` (places, C) int32: the words of
+    each place, NONE where there are fewer; no place has a word twice.
     """
     latent_N, word_N, both_N, active_F = _counted(index, len(words), word_PC, of)
     total_W = np.bincount(word_PC[word_PC != NONE], minlength=len(words))
@@ -84,9 +84,7 @@ def word_table(
     kept_N |= (_rank(latent_N, *by) < first) & (more_N | (of == "rows"))
     kept = np.flatnonzero(kept_N)
     kept = kept[np.lexsort((latent_N[kept], word_N[kept]))]
-    return WordTable(
-        words, total_W, places, active_F, latent_N[kept], word_N[kept], both_N[kept]
-    )
+    return WordTable(words, total_W, places, active_F, latent_N[kept], word_N[kept], both_N[kept])
 
 
 def _counted(

@@ -1,5 +1,5 @@
-"""What a page knows of all latents: counts as in the codes, the latents that `features` names first,
-and a bounded size."""
+"""What a page knows of all latents: counts as in the codes, the latents that `features` names
+first, and a bounded size."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""token:, label: and near: for all latents of the dictionary, with and without a page, in a browser:
-a real page of three latents of sixty answers as `saekit features` does."""
+"""token:, label: and near: for all latents of the dictionary, with and without a page, in a
+browser: a real page of three latents of sixty answers as `saekit features` does."""
 
 from __future__ import annotations
 
@@ -45,12 +45,16 @@ def made(tmp_path_factory):
     return pair.run, pair.store, Site(folder / "page")
 
 
+def listed(tab) -> list[int]:
+    rows = "Array.from(document.querySelectorAll('#rows .row'), row => Number(row.dataset.latent))"
+    return tab.evaluate(rows)
+
+
 def ask(tab, question: str, note: str) -> list[int]:
     """The latents that the list shows."""
     choose(tab, "search", question)
     tab.wait(f"document.getElementById('found').textContent.includes({json.dumps(note)})")
-    return [int(number) for number in tab.evaluate("Array.from(document.querySelectorAll("
-            "'#rows .row'), row => row.dataset.latent)")]  # fmt: skip
+    return listed(tab)
 
 
 def test_tokens_labels_and_near_ones_of_all_latents_are_in_the_order_of_features(tab, made):
@@ -111,7 +115,6 @@ def test_latents_with_a_page_come_first_where_that_is_wanted(tab, made):
     tab.open(site.url())
     choose(tab, "sort", "index")
     tab.click("#paged-first")
-    first = [int(row) for row in tab.evaluate(
-        "Array.from(document.querySelectorAll('#rows .row'), row => row.dataset.latent)")]  # fmt: skip
+    first = listed(tab)
     assert first[:6] == [20, 21, 22, 0, 1, 2]
     assert tab.evaluate("location.hash").endswith("first=1")

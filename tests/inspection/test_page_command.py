@@ -1,4 +1,4 @@
-"""The command that a page shows: as short as it was typed, and the same wherever the folder lies."""
+"""The command that a page shows: as short as it was typed, the same wherever the folder lies."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def test_other_paths_are_from_the_deepest_folder_that_holds_them(folder, monkeyp
         "../project/runs/a", [f"{folder}/project/acts"], Path("../project/a page"), 5, True
     )
     assert base == "project" and str(folder) not in command
-    assert command == (
-        "saekit inspect runs/a --out 'a page' --top 5 --any-store --store acts"
-    )
+    assert command == ("saekit inspect runs/a --out 'a page' --top 5 --any-store --store acts")
 
 
 def test_a_name_on_the_hub_stays_and_only_the_root_in_common_is_nothing(folder, monkeypatch):

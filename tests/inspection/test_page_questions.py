@@ -66,7 +66,9 @@ def test_a_token_counts_with_its_blank(tab, site):
     tab.open(site.url(3))
     tab.open(address)
     tab.wait("document.getElementById('found').textContent.startsWith('3 of 200')")
-    assert "saekit features --token" in tab.evaluate("document.getElementById('found').dataset.about")
+    assert "saekit features --token" in tab.evaluate(
+        "document.getElementById('found').dataset.about"
+    )
 
 
 def test_what_is_near_comes_in_the_order_of_its_record(tab, site):

@@ -10,6 +10,7 @@ import page_fixture as fixture
 import pytest
 from test_explorer_browser import Site, text, texts, wait_for
 from test_filters_browser import choose
+from test_lookup_browser import listed
 
 from saekit.inspection.lookup import Lookup
 from saekit.inspection.page import write_page
@@ -48,11 +49,6 @@ def site(tmp_path_factory) -> Site:
     records = list(fixture.text_records(range(PAGED), LATENTS))
     write_page(records, meta, {}, out, lookup=Lookup(table(), None, None, None, 8))
     return Site(out)
-
-
-def listed(tab) -> list[int]:
-    rows = "Array.from(document.querySelectorAll('#rows .row'), row => Number(row.dataset.latent))"
-    return tab.evaluate(rows)
 
 
 def test_whole_words_come_first_then_beginnings_then_the_rest(tab, site):

@@ -1,4 +1,4 @@
-"""Reports on a telephone: a wide table scrolls in its frame, says so, and keeps its first column."""
+"""Reports on a telephone: a wide table scrolls in its frame, says so, keeps its first column."""
 
 from __future__ import annotations
 
