@@ -27,11 +27,12 @@ def page_command(
     if base is not None:
         typed = {path: str(relpath(Path(path).resolve(), base)) for path in local}
     quoted = lambda path: shlex.quote(typed.get(path) or path)
-    command = f"saekit inspect {quoted(checkpoint)} --out {quoted(str(out))} --top {top}"
+    name, folder = quoted(checkpoint), quoted(str(out))
+    command = f"saekit inspect {name} --out {folder} --top {top}"
     if any_store:
-        command += " --any-store"
-    folder = "" if base is None else base.name
-    return with_stores(command, [quoted(store) for store in stores]), folder
+        command = f"saekit inspect {name} --out {folder} --top {top} --any-store"
+    where = "" if base is None else base.name
+    return with_stores(command, [quoted(store) for store in stores]), where
 
 
 def _is_local(path: str, out: str) -> bool:
