@@ -17,7 +17,6 @@ from saekit_cli.settings import Config, Json, Quiet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from saekit.intervention.doses import Response
     from saekit.intervention.steer import SteerResult
     from saekit.intervention.steer_image import ImageSteerResult
     from saekit.intervention.steered_text import Continuation, TokenChange
@@ -86,6 +85,8 @@ def _print(result: SteerResult | ImageSteerResult, json_: bool) -> None:
 
 
 def _text_json(result: SteerResult) -> dict[str, Any]:
+    from saekit.intervention.doses import control_rows
+
     keys = ("strength", "effect", "effects", "kl", "perplexity", "text", "texts")
     return {
         "clean": dataclasses.asdict(result.clean),
@@ -97,13 +98,16 @@ def _text_json(result: SteerResult) -> dict[str, Any]:
         "lowered": [dataclasses.asdict(change) for change in result.lowered],
         "targets": result.targets,
         "dose": [{key: getattr(dose, key) for key in keys} for dose in result.doses],
-        "controls": _controls(result.doses),
+        "controls": control_rows(result.doses),
         "verdict": result.verdict or None,
+        "scope": result.scope or None,
         "report": result.report,
     }
 
 
 def _image_json(result: ImageSteerResult) -> dict[str, Any]:
+    from saekit.intervention.doses import control_rows
+
     keys = ("strength", "effect", "kl")
     labels = [change.label for change in result.classes]
     return {
@@ -118,19 +122,11 @@ def _image_json(result: ImageSteerResult) -> dict[str, Any]:
             | {"probabilities": dict(zip(labels, dose.probabilities))}
             for dose in result.doses
         ],
-        "controls": _controls(result.doses),
+        "controls": control_rows(result.doses),
         "verdict": result.verdict or None,
+        "scope": result.scope or None,
         "report": result.report,
     }
-
-
-def _controls(doses: Sequence[Response]) -> list[dict[str, Any]]:
-    kinds = {"random direction": "random_directions", "random latent": "random_latents"}
-    return [
-        {"kind": kind, "strength": dose.strength, "effects": getattr(dose, name)}
-        for dose in doses
-        for kind, name in kinds.items()
-    ]
 
 
 def _text_lines(result: SteerResult) -> list[str]:
@@ -206,7 +202,7 @@ def _dose_lines(
     columns = ("dose", "effect", "random directions", "random latents", "KL", *header)
     targets = "  ".join(map(repr, result.targets))
     lines = ["", f"effect on  {targets}", table(columns, rows, left=()), NONE_OF_IT]
-    return [*lines, f"verdict    {result.verdict}"] if result.verdict else lines
+    return [*lines, f"verdict    {result.verdict}", result.scope] if result.verdict else lines
 
 
 def _image_lines(result: ImageSteerResult) -> list[str]:

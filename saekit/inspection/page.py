@@ -69,6 +69,7 @@ SCRIPTS = (
     "expand.js",
     "data.js",
     "explain.js",
+    "bar.js",
     "names.js",
     "charts.js",
     "text.js",

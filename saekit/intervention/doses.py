@@ -61,6 +61,33 @@ def verdict(doses: Sequence[Response]) -> str:
     return f"the effect is larger than that of every control, and {shape}"
 
 
+def scope(targets: Sequence[str], are_named: bool, can_be_named: bool) -> str:
+    """What a verdict on the effect on `targets` tests and what it does not; "" without targets.
+    `are_named`: by the caller, before anything was measured."""
+    if not targets:
+        return ""
+    these, chosen = ("these targets", "them") if len(targets) > 1 else ("this target", "it")
+    tests = (
+        f"It tests whether this latent changes {these} more than the controls do, not what the"
+        " latent means."
+    )
+    if are_named:
+        return f"{tests} It may change others more."
+    by_dose = f"The largest dose chose {chosen}: an effect that the meaning does not predict passes"
+    more = " To test a meaning, name a target that it predicts." if can_be_named else ""
+    return f"{tests} {by_dose}.{more}"
+
+
+def control_rows(doses: Sequence[Response]) -> list[dict[str, Any]]:
+    """[{"kind", "strength", "effects"}] of each dose and kind of control."""
+    kinds = {"random direction": "random_directions", "random latent": "random_latents"}
+    return [
+        {"kind": kind, "strength": dose.strength, "effects": getattr(dose, name)}
+        for dose in doses
+        for kind, name in kinds.items()
+    ]
+
+
 @contextmanager
 def control_added(
     module: Any, controls: Controls, kind: Dictionary, strength: float, where: Positions

@@ -12,7 +12,7 @@ Sampled texts have a seed each. Figures of a dose are then means over the seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean
 
@@ -29,6 +29,7 @@ from saekit.intervention.doses import (
     edit_of,
     is_monotone,
     model_name_of,
+    scope,
     verdict,
 )
 from saekit.intervention.live import Live
@@ -78,6 +79,8 @@ class SteerResult:
     targets: list[str]
     """The tokens whose probability is the effect of a dose; [] without doses."""
     doses: list[Dose]
+    targets_are_named: bool = False
+    """By the caller; otherwise the largest dose chose them."""
     report: str | None = None
     """The path of the page, where one was written."""
 
@@ -99,6 +102,11 @@ class SteerResult:
     def verdict(self) -> str:
         """What the doses show, in a sentence; "" without doses."""
         return verdict(self.doses)
+
+    @property
+    def scope(self) -> str:
+        """What the verdict tests and what it does not; "" without doses."""
+        return scope(self.targets, self.targets_are_named, can_be_named=True)
 
 
 def steer_text(
@@ -171,18 +179,40 @@ def steer_text(
             return result
         # the doses
         (latent,) = latents
-        largest = edit_of({latent: max(map(abs, dose))}, (), raw)
-        tokens = asked if len(asked) else text.raised_by(live, largest, top)
-        result = replace(result, targets=[text.decoded([token]) for token in tokens.tolist()])
-        controls = controls_of(live[0], latent, raw, seed)
-        for number, strength in enumerate(dose):
-            progress(Progress("steer", number, len(dose), unit="doses"))
-            edit = edit_of({latent: strength}, (), raw)
-            measured = _dose(text, live, edit, strength, clean_ids, tokens, controls)
-            result = replace(result, doses=[*result.doses, measured])
+        progress(Progress("steer", 0, len(dose), unit="doses"))
+        measured = dosed(text, live, result, clean_ids, latent, dose, asked, raw, seed, top)
+        for number, result in enumerate(measured, 1):
             partial(result)
-        progress(Progress("steer", len(dose), len(dose), unit="doses"))
+            progress(Progress("steer", number, len(dose), unit="doses"))
     return result
+
+
+def dosed(
+    text: SteeredText,
+    live: Live,
+    result: SteerResult,
+    clean_ids: Mapping[int, torch.Tensor],
+    latent: int,
+    dose: Sequence[float],
+    targets: torch.Tensor,
+    raw: bool,
+    seed: int,
+    top: int,
+    tell: Callable[[str], None] | None = None,
+) -> Iterator[SteerResult]:
+    """`result`, which `beside` returned, with one dose of the latent more each time, each beside
+    its controls. `targets`: token ids (n,); none: those that the largest dose raises. `seed`: of
+    the controls. `tell` is for the text of each dose, as in `SteeredText.written`."""
+    largest = edit_of({latent: max(map(abs, dose))}, (), raw)
+    tokens = targets if len(targets) else text.raised_by(live, largest, top)
+    named = [text.decoded([token]) for token in tokens.tolist()]
+    result = replace(result, targets=named, targets_are_named=bool(len(targets)))
+    controls = controls_of(live[0], latent, raw, seed)
+    for strength in dose:
+        edit = edit_of({latent: strength}, (), raw)
+        measured = _dose(text, live, edit, strength, clean_ids, tokens, controls, tell)
+        result = replace(result, doses=[*result.doses, measured])
+        yield result
 
 
 def beside(
@@ -230,6 +260,7 @@ def _dose(
     clean_ids: Mapping[int, torch.Tensor],
     targets: torch.Tensor,
     controls: Controls,
+    tell: Callable[[str], None] | None = None,
 ) -> Dose:
     """Means over the seeds of `clean_ids`, which are those of the texts at this dose."""
     of_latent, of_controls, kls, perplexities, texts = [], [], [], [], []
@@ -241,7 +272,7 @@ def _dose(
         controlled = text.controlled(live, controls, strength, ids)
         of_controls.append([effects(clean_TV, log_p_CTV, targets) for log_p_CTV in controlled])
         # the text at this dose
-        written = text.written(live, edit, seed)
+        written = text.written(live, edit, seed, tell)
         perplexities.append(perplexity(text.log_p(live, written), text.new(written)))
         texts.append(text.decoded(text.new(written)))
     directions, latents = (

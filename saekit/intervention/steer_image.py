@@ -30,6 +30,7 @@ from saekit.intervention.doses import (
     edit_of,
     is_monotone,
     model_name_of,
+    scope,
     verdict,
 )
 from saekit.intervention.live import Live
@@ -82,6 +83,11 @@ class ImageSteerResult:
     def verdict(self) -> str:
         """What the doses show, in a sentence; "" without doses."""
         return verdict(self.doses)
+
+    @property
+    def scope(self) -> str:
+        """What the verdict tests and what it does not; "" without doses."""
+        return scope(self.targets, are_named=False, can_be_named=False)
 
     def by_dose(self, most: int) -> tuple[list[str], list[list[float]]]:
         """(classes, their probabilities at each dose): the targets and the most probable others, at

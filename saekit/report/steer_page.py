@@ -127,7 +127,7 @@ def _text_doses(result: SteerResult) -> str:
     ]
     singles = [dose.effects for dose in result.doses] if several else None
     about = "Target tokens: " + ", ".join(map(repr, result.targets))
-    drawn = _doses(result.doses, result.verdict, header, more, about, singles)
+    drawn = _doses(result.doses, (result.verdict, result.scope), header, more, about, singles)
     return drawn + note(EFFECT_ON_TEXT + SEEDS_NOTE * several + CONTROLS_NOTE)
 
 
@@ -135,20 +135,20 @@ def _image_doses(result: ImageSteerResult) -> str:
     labels, probabilities = result.by_dose(MOST_DOSED)
     more = [[cell(f"{value:.2%}") for value in row] for row in probabilities]
     about = "Target class: " + ", ".join(result.targets)
-    drawn = _doses(result.doses, result.verdict, labels, more, about)
+    drawn = _doses(result.doses, (result.verdict, result.scope), labels, more, about)
     return drawn + note(EFFECT_ON_CLASS + CONTROLS_NOTE)
 
 
 def _doses(
     doses: Sequence[Response],
-    verdict: str,
+    verdict: tuple[str, str],
     header: Sequence[str],
     more: Sequence[list[str]],
     about: str,
     singles: Sequence[Sequence[float]] | None = None,
 ) -> str:
-    """Verdict, chart and table. `more`: further cells of each dose, below `header`; `singles`: the
-    effects that each effect is the mean of."""
+    """Verdict, with what it tests, chart and table. `more`: further cells of each dose, below
+    `header`; `singles`: the effects that each effect is the mean of."""
     columns = ("strength", "effect", "random directions", "random latents", "KL", *header)
     rows = [
         ("", [
@@ -161,7 +161,7 @@ def _doses(
         ])
         for dose, cells in sorted(zip(doses, more), key=lambda pair: pair[0].strength)
     ]  # fmt: skip
-    shown = f"<p><strong>{escape(verdict)}</strong></p>" if verdict else ""
+    shown = f"<p><strong>{escape(verdict[0])}</strong></p>{note(verdict[1])}" if verdict[0] else ""
     return shown + _chart(doses, singles) + note(about) + table(columns, rows)
 
 

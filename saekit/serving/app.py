@@ -112,7 +112,7 @@ class _Server:
         if is_image:
             image = read_json(body, SteerImage)
             return await stream(
-                self.worker, request, lambda tell: tell(steering.image(image, picture(image.image)))
+                self.worker, request, lambda tell: steering.image(image, picture(image.image), tell)
             )
         question = read_json(body, SteerText)
         return await stream(self.worker, request, lambda tell: steering.text(question, tell))

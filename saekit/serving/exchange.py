@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from saekit.display import finite
 from saekit.errors import SaekitError
+from saekit.serving.wording import page_word
 from saekit.serving.worker import Busy, Job, Work, Worker
 
 BODY_SECONDS = 30.0  # for a client to send its question
@@ -130,7 +131,7 @@ def _told(error: Exception) -> tuple[int, dict[str, str]]:
     """(HTTP status, what the client is told)."""
     if isinstance(error, SaekitError):
         status = 500 if error.exit_status in SERVER_FAULTS else 400
-        cause, hint = error.spelled(_word)
+        cause, hint = error.spelled(page_word)
         return status, {"error": cause, "hint": hint}
     if isinstance(error, Busy):
         return 503, {"error": "the model is busy", "hint": str(error)}
@@ -142,9 +143,3 @@ def _told(error: Exception) -> tuple[int, dict[str, str]]:
         traceback.print_exception(error)
     bug = f"{type(error).__name__}: {error}"
     return 500, {"error": f"this is a bug in saekit: {bug}", "hint": ""}
-
-
-def _word(name: str, values: list[Any]) -> str:
-    """An option as the page calls it."""
-    shown = [str(value) for value in values if value is not True]
-    return " ".join([name.replace("_", " "), *shown])

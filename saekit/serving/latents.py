@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from saekit.errors import DataError, SaekitError, message_of
+from saekit.errors import DataError, SaekitError
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.query import label_of
 from saekit.inspection.records import feature_records
 from saekit.inspection.show import Thumbnails
+from saekit.serving.wording import fault
 
 EXAMPLES = 8
 
@@ -108,14 +109,18 @@ class KnownLatents:
         order = self._scores.order().tolist()
         return [j for j in order if words in self._words[j]] if words else order
 
-    def record(self, latent: int) -> dict[str, Any]:
-        """A FeatureRecord with its strongest examples and its nearest decoder rows, as JSON, with
-        `brief` beside it. `note` says why there are no examples. Raises DataError for a latent
-        that the dictionary does not have."""
+    def check(self, latent: int) -> None:
+        """Raise DataError for a latent that the dictionary does not have."""
         if not 0 <= latent < self.count:
             raise DataError(
                 f"latent {latent}: this dictionary has {self.count:,} (0 to {self.count - 1:,})"
             )
+
+    def record(self, latent: int) -> dict[str, Any]:
+        """A FeatureRecord with its strongest examples and its nearest decoder rows, as JSON, with
+        `brief` beside it. `note` says why there are no examples. Raises DataError for a latent
+        that the dictionary does not have."""
+        self.check(latent)
         about = {"brief": self.brief(latent), "record": None, "note": None}
         if self._known is None:
             return about | {"note": "examples come from a store, and none was given"}
@@ -124,7 +129,7 @@ class KnownLatents:
         try:
             return about | {"record": self._record(latent)}
         except SaekitError as error:  # such as images that are no longer where they were
-            return about | {"note": f"its examples cannot be shown: {message_of(error)}"}
+            return about | {"note": f"its examples cannot be shown: {fault(error)}"}
 
     def _record(self, latent: int) -> dict[str, Any]:
         inspected, known, scores = self._inspected, self._known, self._scores

@@ -9,8 +9,14 @@ from importlib import resources
 from saekit.inspection.page import asset, theme
 
 # Of the explorer, then of this page. In this order they are one script in one closure.
-SHARED = ("format.js", "data.js", "explain.js", "charts.js", "text.js", "images.js", "search.js")
-OWN = ("ask.js", "tokens.js", "patches.js", "panel.js", "find.js", "steer.js", "serve.js")
+SHARED = (
+    *("format.js", "data.js", "explain.js", "bar.js", "charts.js", "text.js", "images.js"),
+    "search.js",
+)
+OWN = (
+    *("ask.js", "tokens.js", "patches.js", "panel.js", "find.js", "edits.js", "controls.js"),
+    *("steer.js", "serve.js"),
+)
 
 
 def page_files(title: str) -> dict[str, tuple[str, str]]:

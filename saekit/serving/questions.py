@@ -8,8 +8,9 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.harvesting.pictures import read_picture
+from saekit.intervention.doses import check_dose
 from saekit.intervention.steered_text import Span
 from saekit.typed import MisfitError, build
 
@@ -21,8 +22,10 @@ MOST_TEXT_BYTES = 256 << 10  # of one with a text
 MOST_CHARACTERS = 20_000
 MOST_NEW_TOKENS = 512
 MOST_LATENTS = 32  # steered together
+MOST_DOSES = 9
+MOST_TARGETS = 32
 MOST_FOUND = 200
-ASKED = ("text", "token", "label", "near")
+ASKED = ("text", "token", "label", "near", "explained")
 T = TypeVar("T")
 
 
@@ -38,13 +41,14 @@ class TextQuestion:
 
 @dataclass(frozen=True)
 class SearchQuestion:
-    """What `saekit.features` takes: one of text, token, label and near."""
+    """What `saekit.features` takes: one of text, token, label, near and explained."""
 
     text: str | None = None
     versus: str | None = None
     token: str | None = None
     label: str | None = None
     near: int | None = None
+    explained: str | None = None
     by: str | None = None
     min_density: float | None = None
     max_density: float | None = None
@@ -56,7 +60,7 @@ class SearchQuestion:
             raise UsageError(f"give exactly one of {', '.join(ASKED)}")
         if self.versus is not None and self.text is None:
             raise UsageError("versus contrasts another text with text")
-        for name in ("text", "versus", "token", "label"):
+        for name in ("text", "versus", "token", "label", "explained"):
             _check_length(name, getattr(self, name) or "")
 
     @property
@@ -81,14 +85,19 @@ class Edits:
     ablate: list[int] = field(default_factory=list)
     raw: bool = False
     error: bool = True
+    dose: list[float] = field(default_factory=list)
+    """Strengths of the one latent, each measured beside its controls."""
 
     def __post_init__(self) -> None:
+        if len(self.dose) > MOST_DOSES:
+            raise UsageError(f"at most {MOST_DOSES} doses are measured at once")
         if not self.latents and not self.ablate:
             raise UsageError("no latent to steer", "choose one, and move its slider")
         if len(self.latents) + len(self.ablate) > MOST_LATENTS:
             raise UsageError(f"more than {MOST_LATENTS} latents to steer")
         if wrong := [name for name in self.latents if not (name.isascii() and name.isdigit())]:
             raise UsageError(f"{wrong[0][:40]!r} is not the number of a latent")
+        check_dose(self.dose, self.strengths, self.ablate)
 
     @property
     def strengths(self) -> dict[int, float]:
@@ -105,6 +114,8 @@ class SteerText(Edits):
     seed: int = 0
     positions: Span = "all"
     chat: bool = False
+    targets: list[str] = field(default_factory=list)
+    """Tokens that the doses are measured on; []: those that the largest dose raises."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +123,11 @@ class SteerText(Edits):
         if self.max_new_tokens > MOST_NEW_TOKENS:
             raise UsageError(f"at most {MOST_NEW_TOKENS} tokens are written at once")
         if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed {self.seed} must be 0 or more, and below 2^32")
+            raise UsageError(f"{opt('seed', self.seed)} must be 0 or more, and below 2^32")
+        if len(self.targets) > MOST_TARGETS:
+            raise UsageError(f"at most {MOST_TARGETS} target tokens")
+        if self.targets and not self.dose:
+            raise UsageError(f"{opt('targets')} are what doses are measured on", opt("dose"))
 
 
 @dataclass(frozen=True)

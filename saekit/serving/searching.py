@@ -1,5 +1,5 @@
 """What the box of the page asks beyond numbers and words of labels: which latents a text, a token,
-a label or another latent leads to. Orders and figures are those of `saekit.features`."""
+a label, words or another latent lead to. Orders and figures are those of `saekit.features`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from saekit.errors import UsageError, opt
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Document
+from saekit.inspection.described import Described
+from saekit.inspection.explained import of_explanation
 from saekit.inspection.inputs import InputRows, input_rows
+from saekit.inspection.known import Known
 from saekit.inspection.on_input import OnInput, of_input, over_rows
-from saekit.inspection.query import check_fired, check_number
 from saekit.inspection.search import (
     ORDERS,
     Ranking,
@@ -27,6 +29,11 @@ from saekit.serving.questions import SearchQuestion
 from saekit.serving.reading import Reader
 from saekit.serving.worker import Tell
 
+NOT_DESCRIBED = (
+    "this checkpoint has no names, notes or explanations, so words are looked for only in automatic"
+    " labels and on the strongest rows"
+)
+
 
 class Searcher:
     """Answers one question at a time, with the models of the reader."""
@@ -35,10 +42,12 @@ class Searcher:
         self.reader, self.known = reader, known
 
     def answer(self, question: SearchQuestion, most: int, tell: Tell) -> dict[str, Any]:
-        """{"asked", "by", "orders", "found", "of", "chance", "source"}.
+        """{"asked", "by", "orders", "found", "of", "chance", "note", "source"}.
 
         found: at most `most` latents, best first: KnownLatents.brief with `act` (null: it has none
-            of its own), `figures` by name, and `at`, the token of a text's largest value.
+            of its own), `figures` by name, and `at`, the token of a text's largest value. Of
+            `explained`, `label` is what people or programs said, where they said anything.
+        note: what is missing for a better answer, or null.
         orders: what the question can be ordered by; of: how many latents answer it.
         chance: name -> what the best latent reaches by chance, where the question has one.
         Raises what `saekit.features` raises.
@@ -51,12 +60,17 @@ class Searcher:
         figures = {j: ranking.of(j) or {} for j in order[:most].tolist()}
         is_chance = lambda name: name.endswith("chance")
         scanned = self.known.scanned
+        described = None
+        if asked == "explained" and scanned is not None:
+            described = scanned.known.described
+        said = lambda j: None if described is None else described.label(j)
         return {
             "asked": asked,
             "by": by,
-            "orders": ORDERS[asked],
+            "orders": ORDERS.get(asked, ()),
             "found": [
                 self.known.brief(j)
+                | ({"label": said(j)} if said(j) else {})
                 | {
                     "act": None if ranking.act is None else float(ranking.act[j]),
                     "figures": {n: v for n, v in of_j.items() if not is_chance(n)},
@@ -66,6 +80,7 @@ class Searcher:
             ],
             "of": len(order),
             "chance": {n: v for n, v in next(iter(figures.values()), {}).items() if is_chance(n)},
+            "note": None if described is None or _is_described(described) else NOT_DESCRIBED,
             "source": None if scanned is None else scanned.known.source,
         }
 
@@ -83,9 +98,15 @@ class Searcher:
             return of_token(inspected, known, question.token, by), None
         if question.label is not None:
             return of_label(known, question.label, by), None
+        if question.explained is not None:
+            return _by_words(known, question.explained), None
         assert question.near is not None
-        check_number(question.near, inspected.model.latents)
-        check_fired(question.near, int(known.active[question.near]), known.rows)
+        self.known.check(question.near)
+        if known.active[question.near] == 0:
+            raise DataError(
+                f"latent {question.near} never fired in the {known.rows:,} rows of the store",
+                "choose one that fires",
+            )
         return near_latent(inspected, known, question.near, by), None
 
     def _read(self, text: str, tell: Tell) -> OnInput:
@@ -114,3 +135,18 @@ class Searcher:
                 f"start the server with {opt('store')}",
             )
         return scanned
+
+
+def _by_words(known: Known, words: str) -> Ranking:
+    """As `saekit.features` answers `explained`; what says nothing matches nothing."""
+    try:
+        return of_explanation(known, words)
+    except DataError as error:
+        if _is_described(known.described):
+            raise
+        raise DataError(error.cause, f"{NOT_DESCRIBED}; {error.remedy}") from None
+
+
+def _is_described(described: Described) -> bool:
+    """Whether anybody has said anything."""
+    return bool(described.names or described.notes or described.explanations)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from saekit.errors import DataError, SaekitError, UsageError, message_of, opt
+from saekit.errors import DataError, SaekitError, UsageError, opt
 from saekit.harvesting.classifiers import load_classifier_of
 from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import LiveModel
@@ -31,6 +31,7 @@ from saekit.serving.latents import KnownLatents
 from saekit.serving.reading import Reader
 from saekit.serving.searching import Searcher
 from saekit.serving.steering import Steering
+from saekit.serving.wording import fault
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.folder_kinds import PAGE
 from saekit.store.stack import stores_of
@@ -208,4 +209,4 @@ def _steering(
         hooks = hooks_of(described, dictionary, source, None)
         return Steering(live_model, dictionary, hooks, maxima), None
     except SaekitError as error:
-        return None, message_of(error)
+        return None, fault(error)

@@ -89,7 +89,7 @@ def test_the_command_prints_what_the_function_returns_and_writes_a_page(capsys, 
         (kind, dose) for dose in (-6.0, 0.0, 6.0) for kind in ("random direction", "random latent")
     ]
     assert value["controls"][-1]["effects"] == result.doses[-1].random_latents
-    assert value["verdict"] == result.verdict
+    assert (value["verdict"], value["scope"]) == (result.verdict, result.scope)
 
     # the page: one file without scripts or links to others, with all numbers
     page = (out / "report.html").read_text()
@@ -118,6 +118,10 @@ def test_the_terminal_shows_both_texts_and_what_controls_mean(capsys, made, monk
     assert re.search(r"^clean +steered$", text, re.MULTILINE)
     assert "an effect that they have too is none of this latent" in text
     assert "random directions" in text and "verdict" in text
+    # what a verdict does not say stands right below it
+    *_, verdict, scope = text.splitlines()
+    assert verdict.startswith("verdict") and "not what the latent means" in scope
+    assert "The largest dose chose them" in scope
 
 
 @pytest.mark.parametrize(

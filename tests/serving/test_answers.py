@@ -190,8 +190,16 @@ def test_a_latent_is_shown_with_the_record_of_the_page(client, made, tmp_path):
         ("steer", b'{"prompt": "a", "latents": {"3": "1"}}', "must be a number"),
         ("steer", b'{"prompt": "a", "latents": {"3": 1e999}}', "not a finite number"),
         ("steer", b'{"prompt": "a", "latents": {"3": 1}, "max_new_tokens": 513}', "at most 512"),
-        ("steer", b'{"prompt": "a", "latents": {"3": 1}, "max_new_tokens": 0}', "at least 1"),
-        ("steer", b'{"prompt": "a", "latents": {"3": 1}, "temperature": -1}', "temperature"),
+        (
+            "steer",
+            b'{"prompt": "a", "latents": {"3": 1}, "max_new_tokens": 0}',
+            "“Tokens” 0 must be at least 1",
+        ),
+        (
+            "steer",
+            b'{"prompt": "a", "latents": {"3": 1}, "temperature": -1}',
+            "“Temperature” -1 must",
+        ),
         ("steer", b'{"prompt": "a", "latents": {"3": 1}, "positions": "x"}', "positions"),
         ("steer", b'{"prompt": "a", "latents": {"3": 1}, "chat": true}', "no chat template"),
     ],

@@ -123,6 +123,20 @@ def test_what_is_near_a_latent_by_keyboard(tab, run, made):
     assert tab.page.locator("#orders").is_hidden()
 
 
+def test_words_of_a_description_and_that_nobody_described_anything(tab, run, made):
+    ask(tab, "explained: cat dogs", "Described by cat dogs")
+    expected = saekit.features(run, made.store, explained="cat dogs", top=64)
+    assert numbers(tab) == [row.index for row in expected]
+    assert tab.texts("#latents .value") == [short(r.figures["match"]) for r in expected]
+    words = [f"words {r.figures['words']:.0f}" for r in expected]
+    assert tab.texts('#latents [data-fact="words"]') == words
+    assert "This checkpoint has no names, notes or explanations" in tab.texts("#list-note")[0]
+    assert tab.page.locator("#order").is_hidden()  # there is one order
+    # the other questions still have theirs
+    ask(tab, "token:cat", "On cat")
+    assert tab.page.locator("#order").is_visible()
+
+
 def test_a_word_leads_to_other_questions(tab, run, made):
     tab.page.fill("#search", "dog")
     tab.page.wait_for_selector('#list-note:has-text("Or ask for")')
@@ -137,7 +151,7 @@ def test_what_is_wrong_is_said_in_the_note(browser, url):
     tab = Tab(browser, url)
     for text, words in [
         ("token:Dog", "spaces and capitals count"),
-        ("near:999", "this model has 64"),
+        ("near:999", "this dictionary has 64"),
         ("label:cat", "no labels"),
     ]:
         tab.page.fill("#search", text)

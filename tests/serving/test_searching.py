@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from made_codes import planted
 from served import CPU, Running
 
 import saekit
+from saekit.serving.questions import SearchQuestion
 from saekit.serving.workbench import open_workbench
 
 TEXT, OTHER = "the cat sat on a mat", "the dog ran far away"
@@ -37,6 +41,7 @@ def near(run, store) -> int:
         {"near": None},
         {"near": None, "by": "encoder"},
         {"near": None, "by": "coactivation"},
+        {"explained": "cat dogs"},
     ],
     ids=str,
 )
@@ -48,13 +53,13 @@ def test_answers_are_those_of_features(indexed, made, question):
     told = answer.json
     expected = saekit.features(run, made.store, top=64, **question)
     assert expected and told["of"] == len(expected) == len(told["found"])
-    has_act = told["asked"] != "near"  # there it is the largest on the store
+    has_act = told["asked"] not in ("near", "explained")  # there it is the largest on the store
     for brief, row in zip(told["found"], expected):
         figures = brief["figures"] | told["chance"]
         assert (brief["index"], figures, brief["at"]) == (row.index, row.figures or {}, row.at)
         assert brief["act"] == (row.act if has_act else None)
         assert (brief["max"], brief["density"]) == (row.max, row.density)
-    assert told["by"] == question.get("by", told["orders"][0])
+    assert told["by"] == question.get("by", [*told["orders"], ""][0])
     assert set(told["chance"]) == ({"chance"} if "token" in question else set())
     assert told["source"] == "index"
 
@@ -71,8 +76,6 @@ def test_a_label_is_answered_with_both_chances(made, tmp_path):
     saekit.index(run, store)
     bench = open_workbench(run, [store], model=made.model, device=CPU)
     assert bench.about["labels"] == ["cat", "dog"]
-    from saekit.serving.questions import SearchQuestion
-
     told = bench.searcher.answer(SearchQuestion(label="cat", by="auroc"), 2, lambda _: None)
     expected = saekit.features(run, store, label="cat", by="auroc", top=2)
     assert told["found"][0]["index"] == 3 and told["of"] >= len(told["found"])
@@ -86,10 +89,11 @@ def test_a_label_is_answered_with_both_chances(made, tmp_path):
         ({}, "exactly one of text, token, label, near"),
         ({"token": "cat", "label": "x"}, "exactly one of"),
         ({"token": "cat", "versus": "x"}, "versus contrasts"),
-        ({"token": "cat", "by": "auroc"}, "by auroc does not go with token"),
+        ({"token": "cat", "by": "auroc"}, "“Order” 'auroc' does not go with “token:”"),
         ({"token": "Cat"}, "no row of the store is on the token"),
         ({"label": "x"}, "no labels"),
-        ({"near": 64}, "this model has 64"),
+        ({"near": 64}, "this dictionary has 64"),
+        ({"explained": "-"}, "has no words"),
         ({"near": "3"}, "must be a whole number"),
         ({"text": ""}, "holds no token"),
         ({"text": "a", "min_density": 2}, "must be between 0 and 1"),
@@ -125,3 +129,26 @@ def test_an_answer_has_at_most_so_many(indexed, monkeypatch):
     monkeypatch.setattr(app, "MOST_FOUND", 3)
     told = indexed[1].send("search", {"text": TEXT}).json
     assert len(told["found"]) == 3 < told["of"]
+
+
+def test_words_find_what_people_and_programs_said(made, indexed_run, tmp_path):
+    """And where nobody said anything, the answer says that."""
+    with Running(open_workbench(indexed_run, [made.store], device=CPU)) as running:
+        bare = running.client.send("search", {"explained": "cat"}).json
+        refused = running.client.send("search", {"explained": "telescopes"})
+    assert bare["found"] and "no names, notes or explanations" in bare["note"]
+    assert refused.status == 400
+    assert "no latent is described by “explained:telescopes”" in refused.json["error"]
+    assert "no names, notes or explanations" in refused.json["hint"]
+    assert "“token:” finds latents by any token" in refused.json["hint"]
+
+    run = shutil.copytree(indexed_run, tmp_path / "run")
+    line = {"index": 5, "description": "telescopes on a hill"}
+    (run / "explanations.jsonl").write_text(json.dumps(line) + "\n")
+    bench = open_workbench(run, [made.store], device=CPU)
+    question = SearchQuestion(explained="telescope")
+    told = bench.searcher.answer(question, 10, lambda _: None)
+    (row,) = saekit.features(run, made.store, explained="telescope")
+    (brief,) = told["found"]
+    assert (brief["index"], brief["label"]) == (row.index, row.label) == (5, line["description"])
+    assert brief["figures"] == row.figures and told["note"] is None

@@ -287,6 +287,7 @@ def digit() -> bytes:
 
 def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_path):
     tab = Tab(browser, digit_server.client.url)
+    assert "text" not in tab.page.get_attribute("#search", "placeholder")
     (tmp_path / "digit.png").write_bytes(digit())
     tab.page.set_input_files("#file", tmp_path / "digit.png")
     tab.page.wait_for_selector("#contexts .cell")
@@ -309,5 +310,17 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
         assert row.locator("th").text_content() == change.label
         shown = float(row.locator("td").nth(1).text_content().split(" ")[0])
         assert shown == pytest.approx(100 * change.steered, rel=1e-2)
+    # beside controls, on the class that the full strength raises
+    tab.page.check("#controls")
+    tab.page.wait_for_selector("#doses .verdict")
+    tab.status("steer", "Done")
+    measured = saekit.steer(
+        digit_server.run, **given, latents={ranked[0].index: 2.0}, dose=[1.0, 2.0]
+    )
+    assert tab.texts("#doses .targets .chip") == measured.targets
+    effects = [f"{dose.effect:+.3f}".replace("-", "−") for dose in measured.doses]
+    assert tab.texts("#doses tbody td:nth-child(2)") == effects
+    assert tab.texts("#doses .verdict") == [f"Verdict: {measured.verdict}."]
+    assert tab.texts("#scope") == [measured.scope] and "name a target" not in measured.scope
     assert tab.problems == []
     tab.page.close()

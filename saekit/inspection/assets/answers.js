@@ -11,6 +11,7 @@ function answerFromPage(raw, again) {
   if (asked.kind === "label") return ofLabel(asked.value.toLowerCase(), again);
   if (asked.kind === "near") return nearTo(asked.value, again);
   if (asked.kind === "text") return { order: [], note: "a text goes through the model: saekit features --text, or saekit serve" };
+  if (asked.kind === "explained") return { order: [], note: "descriptions are not on this page: saekit features --explained, or saekit serve" };
   if (asked.kind === "wrong") return { order: [], note: asked.problem };
   return null;
 }

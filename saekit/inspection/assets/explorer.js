@@ -94,7 +94,7 @@ async function copyLink() {
   setTimeout(() => { button.textContent = "Copy link"; }, 1600);
 }
 
-// --- header, panels, theme ------------------------------------------------------------------------------------------
+// --- header, panels -------------------------------------------------------------------------------------------------
 
 function drawHeader() {
   const { metrics } = catalog.meta;
@@ -137,17 +137,6 @@ function openAbout() {
   panel.scrollTop = 0;
 }
 
-function isDark() {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-function switchTheme() {
-  const theme = isDark() ? "light" : "dark";
-  document.documentElement.dataset.theme = theme;
-  memory.set("theme", theme);
-}
-
 function toggleList() {
   const open = document.body.classList.toggle("list-open");
   byId("open-list").setAttribute("aria-expanded", String(open));
@@ -158,7 +147,7 @@ function toggleList() {
 
 const KEYS = {
   "/": () => { if (getComputedStyle(byId("sidebar")).display === "none") toggleList(); byId("search").focus(); byId("search").select(); },
-  "?": () => byId("help").showModal(),
+  "?": openHelp,
   h: toggleHeat,
   g: () => { location.hash = "#/"; },
   m: () => openView("map"),
@@ -199,8 +188,7 @@ function stepInList(direction) {
 // --- start ----------------------------------------------------------------------------------------------------------
 
 function applyMemory() {
-  const theme = memory.get("theme", null);
-  if (theme) document.documentElement.dataset.theme = theme;
+  applyTheme();
   const overlay = memory.get("overlay", "spotlight");
   document.body.dataset.overlay = OVERLAYS[overlay] ? overlay : "spotlight";
 }
@@ -211,15 +199,11 @@ function listen() {
   listenForNames();
   addEventListener("keydown", onKey);
   addEventListener("scroll", () => { if (!main.querySelector(".reading")) hideTip(); }, { passive: true, capture: true });
-  byId("theme-button").addEventListener("click", switchTheme);
-  byId("help-button").addEventListener("click", () => byId("help").showModal());
+  prepareBar();
   byId("about-button").addEventListener("click", () => openAbout());
   byId("open-list").addEventListener("click", toggleList);
   for (const link of document.querySelectorAll(".thumb-bar a")) link.addEventListener("click", closeList);
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
-  for (const dialog of document.querySelectorAll("dialog")) {
-    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  }
 }
 
 async function start() {

@@ -222,7 +222,7 @@ function listPreview(latent) {
   const preview = previewOf(latent);
   const words = isPageless(latent) ? knownWords(latent) : [];
   if (!words.length) return preview;
-  if (!names.has(latent) && !meaningOf(latent)) preview.replaceChildren();
+  if (!meaningOf(latent)) preview.replaceChildren(...preview.querySelectorAll(".own-label")); // instead of "no common label"
   preview.append(...words);
   return preview;
 }

@@ -1,11 +1,11 @@
 // What a search box is asked: a number, words, or one of the questions of `saekit features`. The page on disk answers from its
 // own data (answers.js); the local server's page sends it on.
 
-const PREFIX = /^\s*(token|label|near|text):(.*)$/s;
+const PREFIX = /^\s*(token|label|near|explained|text):(.*)$/s;
 const VERSUS = /^(.+?)\s+versus:\s*(.+)$/s;
 const QUOTED = /^\s*(?:"(.*)"|'(.*)'|“(.*)”)\s*$/s;
 
-// {kind: none | number | words | token | label | near | text, value, versus}. Blanks count in a token: "token: file" is the token
+// {kind: none | number | words | token | label | near | explained | text, value, versus}. Blanks count in a token: "token: file" is the token
 // " file", as are " file" with its blank and "' file'" in quotes. `sentences`: two words or more are a text, for the model to read.
 function understood(raw, sentences) {
   const prefixed = PREFIX.exec(raw);

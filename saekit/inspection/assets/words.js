@@ -15,7 +15,8 @@ function matchLevel(text, needle) {
   return best;
 }
 
-// { level, share }: of each latent the best match (0: none), and the share of its rows, images or examples that have it.
+// { level, share }: of each latent the best match (0: none), and the share of its rows, images or examples that have it, less what
+// chance gives.
 function wordMatches(needle) {
   const { latents } = catalog.meta;
   const found = { level: new Uint8Array(latents), share: new Float32Array(latents) };
@@ -52,7 +53,8 @@ function matchTable(table, needle, add) {
     const level = table.lower[word].includes(needle) ? matchLevel(table.lower[word], needle) : 0;
     if (!level) continue;
     for (let pair = table.first[word]; pair < table.first[word + 1]; pair += 1) {
-      add(table.latents[pair], level, table.both[pair] / table.active[table.latents[pair]]);
+      const share = table.both[pair] / table.active[table.latents[pair]];
+      add(table.latents[pair], level, Math.max(0, share - table.total[word] / table.places));
     }
   }
 }

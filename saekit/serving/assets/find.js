@@ -20,6 +20,8 @@ const FIGURE = {
   jaccard: [(value) => figure(value, 3), "Rows on which both are active over rows on which either is."],
   pmi: [(value) => `${figure(value, 3)} nats`, "How much more often both are active than by chance. Large for rare latents by chance."],
   together: [(value) => count(value), "Rows on which both are active."],
+  match: [(value) => figure(value, 3), "BM25 of the words in its name, notes, explanations and automatic label, and on its strongest rows."],
+  words: [(value) => count(value), "How many of the words it has."],
 };
 const ORDER_NAMES = { max: "largest", auroc: "AUROC", decoder: "decoder rows", encoder: "encoder rows", coactivation: "co-activation" };
 
@@ -53,6 +55,7 @@ function spoken({ kind, value, versus }) {
   if (kind === "token") return `latents that fire on the token “${tokenText(value)}”`;
   if (kind === "label") return `latents that tell “${value}” from other labels`;
   if (kind === "near") return `latents near #${value}`;
+  if (kind === "explained") return `latents that “${value}” describes`;
   return versus ? "latents that the first text activates more than the second" : "latents that this text activates";
 }
 
@@ -71,19 +74,31 @@ async function listWords(words) {
     const note = found.length === 0 ? (panel.searching ? none : "") : of > found.length ? `The first ${count(found.length)} of ${count(of)}.` : "";
     listed(panel.searching ? "Found" : "Worth reading first", found.map(({ index }) => ({ latent: index })), [note, ...otherQuestions(words)]);
   } catch (error) {
-    byId("list-note").textContent = error.message;
+    if (number === find.number) failed(error);
   }
+}
+
+// The list and the details of the latent chosen before answer another question.
+function failed(error) {
+  listed("Not found", [], error.message);
+  markStale(byId("detail"), "Chosen before this question");
 }
 
 // What else a word may mean: links that ask it.
 function otherQuestions(word) {
   if (!word || /^#?\d+$/.test(word)) return [];
-  const questions = served.modality === "text" ? [...(served.index ? [`token:${word}`, `token: ${word}`] : []), `text:${word}`]
-    : served.labels.includes(word) ? [`label:${word}`] : [];
+  const questions = [
+    ...(served.modality !== "text" ? (served.labels.includes(word) ? [`label:${word}`] : []) : [...(served.index ? [`token:${word}`, `token: ${word}`] : []), `text:${word}`]),
+    ...(served.rows === null ? [] : [`explained: ${word}`])];
   return questions.flatMap((text, at) => [at ? ", " : " Or ask for ", el("button", { type: "button", class: "link-button", onclick: () => {
     byId("search").value = text;
     rank(boxQuestion());
-  } }, text.startsWith("token") ? `the token “${tokenText(text.slice("token:".length))}”` : text.startsWith("text") ? "it as a text" : "this label")]);
+  } }, linkTo(text))]);
+}
+
+function linkTo(question) {
+  if (question.startsWith("token")) return `the token “${tokenText(question.slice("token:".length))}”`;
+  return question.startsWith("text") ? "it as a text" : question.startsWith("explained") ? "what it describes" : "this label";
 }
 
 // --- questions ------------------------------------------------------------------------------------------------------
@@ -102,35 +117,43 @@ async function rank(question, by = null) {
     Object.assign(find, { question, answered: held });
     drawAnswer(question, answer);
   } catch (error) {
-    if (number === find.number) listed("Search", [], error.message);
+    if (number === find.number) failed(error);
   }
 }
 
 function drawAnswer(question, answer) {
-  const { found, by, of, chance, orders } = answer;
+  const { found, by, of, chance, orders, note } = answer;
+  freshen(byId("detail"));
   found.forEach((brief) => panel.found.set(brief.index, brief));
   const values = found.map((brief) => orderedBy(brief, by));
   const most = Math.max(...values.map(Math.abs), 1e-12);
   const first = found.length < of ? `The first ${count(found.length)} of ${count(of)} latents. ` : found.length ? `${count(of)} latents. ` : "No latent. ";
   listed(titleOf(question), found.map((brief, at) => ({ latent: brief.index, measure: {
     text: written(by, values[at]), share: Math.abs(values[at]) / most, facts: factsOf(brief, by), within: isWithin(brief, by, chance) } })),
-  [first, ...chanceText(by, chance)]);
+  [first, ...chanceText(by, chance), note ? sentence(note) : null].filter(Boolean));
   byId("order").replaceChildren(...orders.map((name) => el("option", { value: name }, ORDER_NAMES[name] ?? name)));
   byId("order").value = by;
+  byId("order").closest("label").hidden = orders.length === 0;
   byId("not-bos").closest("label").hidden = !(served.index && served.modality === "text");
-  byId("orders").hidden = false;
+  byId("orders").hidden = [...byId("orders").children].every((label) => label.hidden);
+}
+
+function sentence(text) {
+  return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
 function titleOf({ kind, value, versus }) {
   if (kind === "token") return ["On ", el("span", { class: "chip" }, tokenNodes(value, true))];
   if (kind === "label") return ["In ", el("span", { class: "data-label" }, plainNodes(value))];
   if (kind === "near") return `Near #${value}`;
+  if (kind === "explained") return ["Described by ", el("span", { class: "data-label" }, plainNodes(value))];
   return versus ? "More in the first text" : "Strongest in this text";
 }
 
 // The figure that the list is ordered by.
 function measureName(figures, by) {
   if (figures.difference !== undefined) return "difference";
+  if (figures.match !== undefined) return "match";
   return figures[by] !== undefined ? by : figures.cosine !== undefined ? "cosine" : "max";
 }
 
@@ -172,6 +195,7 @@ function listenForSearch() {
   const box = byId("search");
   byId("labels").replaceChildren(...served.labels.map((label) => el("option", { value: `label:${label}` })));
   byId("search-help").replaceChildren(...helpText());
+  if (served.modality !== "text") box.placeholder = "Number, label:, near: or explained:";
   onSubmit("search-form", entered);
   box.addEventListener("input", typed);
   byId("back").addEventListener("click", () => { box.value = ""; listWords(""); });
@@ -195,6 +219,7 @@ function focusRow(event, place) {
 
 function helpText() {
   const forms = [["123", "a latent"], ["word", "of its automatic label"], ["near:123", "similar ones"]];
+  if (served.rows !== null) forms.push(["explained: python", "words of names, explanations and labels"]);
   if (served.index && served.modality === "text") forms.push(["token: file", "fire on “·file”, blank included"]);
   if (served.labels.length) forms.push([`label:${served.labels[0]}`, "tell it from other labels"]);
   if (served.modality === "text") forms.push(["The cat sat", "a text, through the model"], ["The cat versus: The dog", "more in the first"]);

@@ -11,7 +11,7 @@ function listInput() {
   if (panel.searching) return;
   if (input.kept) { listAt(input.kept.context, input.kept.at); return; }
   if (!input.answer) { listed("Worth reading first", [], ""); listWords(""); return; }
-  listed(`Strongest in this ${served.modality}`, input.answer.ranked.map(([latent, act]) => ({ latent, act })), "");
+  listed(`Strongest in ${input.stale ? `the ${served.modality} before` : `this ${served.modality}`}`, input.answer.ranked.map(([latent, act]) => ({ latent, act })), "");
 }
 
 function listAt(context, at) {
@@ -26,6 +26,7 @@ function listed(title, entries, note) {
   byId("list-note").replaceChildren(...[note].flat());
   byId("orders").hidden = true;
   byId("latents").replaceChildren(...entries.map(latentRow));
+  byId("latents").classList.toggle("stale", input.stale && !panel.searching);
   markChosen();
 }
 
@@ -76,12 +77,26 @@ async function showDetail(latent) {
     const { brief, record, note } = await ask(`latents/${latent}`, { signal });
     if (input.chosen !== latent) return;
     panel.found.set(latent, brief);
+    freshen(box);
     box.replaceChildren(...detail(brief, record, note));
   } catch (error) {
-    if (error.name !== "AbortError") box.replaceChildren(el("p", { class: "note" }, error.message));
+    if (error.name !== "AbortError") { freshen(box); box.replaceChildren(el("p", { class: "note" }, error.message)); }
   } finally {
     box.removeAttribute("aria-busy");
   }
+}
+
+// What stays of an earlier answer when a question fails: gray, below a heading that says so.
+function markStale(box, heading) {
+  freshen(box);
+  if (!box.childElementCount) return;
+  box.classList.add("stale");
+  box.prepend(el("p", { class: "stale-title" }, heading));
+}
+
+function freshen(box) {
+  box.classList.remove("stale");
+  box.querySelector(":scope > .stale-title")?.remove();
 }
 
 function detail(brief, record, note) {

@@ -19,14 +19,25 @@ async function read() {
     say(`${count(rows)} ${isText ? "tokens" : "patches"}, ${count(Object.keys(answer.latents).length)} latents`);
     if (isText && byId("prompt").value === "") byId("prompt").value = byId("text").value;
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message);
+    if (error.name !== "AbortError" && reading === mine) readFailed(error);
   }
+}
+
+// What was read before stays, gray and named so.
+function readFailed(error) {
+  byId("read-status").textContent = error.message;
+  if (input.answer === null) return;
+  input.stale = true;
+  markStale(byId("shown"), `The ${served.modality} before`);
+  listInput();
 }
 
 // The latent that shades stays; at first it is the strongest.
 function take(answer) {
   const first = input.answer === null;
-  Object.assign(input, { answer, kept: null });
+  Object.assign(input, { answer, kept: null, stale: false });
+  freshen(byId("shown"));
+  freshen(byId("detail"));
   panel.searching = false;
   find.number += 1; // what was asked before is not shown any more
   byId("search").value = "";
@@ -41,24 +52,13 @@ async function readImage(file) {
     await takeImage(file);
     if (file) await read();
   } catch (error) {
-    byId("read-status").textContent = error.message;
+    readFailed(error);
   }
-}
-
-function isDark() {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-function switchTheme() {
-  const theme = isDark() ? "light" : "dark";
-  document.documentElement.dataset.theme = theme;
-  memory.set("theme", theme);
 }
 
 const KEYS = {
   "/": () => { byId("search").focus(); byId("search").select(); },
-  "?": () => byId("help").showModal(),
+  "?": openHelp,
   t: switchTheme,
 };
 
@@ -97,13 +97,9 @@ function listen() {
   submitsWithEnter(byId("prompt"), run);
   byId("stop").addEventListener("click", stop);
   listenForSearch();
-  byId("theme-button").addEventListener("click", switchTheme);
-  byId("help-button").addEventListener("click", () => byId("help").showModal());
+  prepareBar();
   addEventListener("keydown", onKey);
   addEventListener("scroll", hideTip, { passive: true, capture: true });
-  for (const dialog of document.querySelectorAll("dialog")) {
-    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  }
   listenForExplanations();
   if (served.modality === "image") listenForImages();
 }
@@ -118,8 +114,7 @@ function listenForImages() {
 }
 
 async function start() {
-  const theme = memory.get("theme", null);
-  if (theme) document.documentElement.dataset.theme = theme;
+  applyTheme();
   served = await ask("about");
   // what the drawing functions of the explorer read
   catalog = { meta: { modality: served.modality, latents: served.latents, rows: served.rows }, single_file: false };

@@ -1,58 +1,13 @@
-// Latents that are added or ablated, and the text that is written with them beside the one without.
+// The text that is written with latents added or ablated, beside the one without; of an image its classes.
 
-const STRENGTHS = { scaled: { most: 8, step: 0.1, first: 2 }, raw: { most: 40, step: 0.5, first: 8 } };
 const MOVED_MILLISECONDS = 250; // a slider rests so long before the text is written again
-const edits = new Map(); // latent -> {strength, ablate}
 let running = null; // AbortController of the text that is being written
 let moved = null; // timer
-
-function isRaw() {
-  return byId("raw").checked;
-}
-
-function addEdit(latent) {
-  if (!edits.has(latent)) edits.set(latent, { strength: STRENGTHS[isRaw() ? "raw" : "scaled"].first, ablate: false });
-  drawEdits();
-  byId("edits").querySelector(`[data-latent="${latent}"] input[type=range]`)?.focus({ preventScroll: true });
-  byId("steer").scrollIntoView({ block: "nearest" });
-}
-
-function drawEdits() {
-  byId("edits").replaceChildren(...[...edits].map(([latent, edit]) => editRow(latent, edit)));
-  byId("no-edits").hidden = edits.size > 0;
-  byId("run").disabled = edits.size === 0;
-}
-
-function editRow(latent, edit) {
-  const { most, step } = STRENGTHS[isRaw() ? "raw" : "scaled"];
-  const { label, max } = briefOf(latent);
-  const unit = isRaw() || !max ? "" : `× ${figure(max, 3)}`;
-  const slider = el("input", { type: "range", min: -most, max: most, step, "aria-label": `Strength of latent ${latent}` });
-  const number = el("input", { type: "number", class: "field", step, "aria-label": `Strength of latent ${latent}, as a number` });
-  const ablate = el("input", { type: "checkbox" });
-  const take = (value, from) => {
-    edit.strength = Number.isFinite(value) ? value : 0;
-    if (from !== slider) slider.value = String(edit.strength);
-    if (from !== number) number.value = String(edit.strength);
-    slider.setAttribute("aria-valuetext", `${edit.strength} ${unit}`.trim());
-  };
-  take(edit.strength, null);
-  ablate.checked = edit.ablate;
-  slider.disabled = edit.ablate;
-  number.disabled = edit.ablate;
-  slider.addEventListener("input", () => { take(slider.valueAsNumber, slider); rerun(); });
-  number.addEventListener("input", () => { take(number.valueAsNumber, number); rerun(); });
-  ablate.addEventListener("change", () => { edit.ablate = ablate.checked; slider.disabled = number.disabled = ablate.checked; rerun(); });
-  return el("li", { class: "edit", "data-latent": latent },
-    el("button", { type: "button", class: "link-button edit-name", title: "Shade by it", onclick: () => choose(latent) }, `#${latent}`, label ? el("span", { class: "name" }, plainNodes(label)) : null),
-    slider, number, el("span", { class: "unit" }, unit),
-    el("label", { class: "check" }, ablate, " ablate"),
-    el("button", { type: "button", class: "button quiet icon", "aria-label": `Remove latent ${latent}`, onclick: () => { edits.delete(latent); drawEdits(); } }, "×"));
-}
+let hasRun = false;
 
 function rerun() {
   clearTimeout(moved);
-  if (byId("live").checked && byId("outcome").childElementCount) moved = setTimeout(run, MOVED_MILLISECONDS);
+  if (byId("live").checked && hasRun) moved = setTimeout(run, MOVED_MILLISECONDS);
 }
 
 // --- options --------------------------------------------------------------------------------------------------------
@@ -87,32 +42,53 @@ function prepareSteering() {
   const raw = check(!served.has_maxima);
   raw.disabled = !served.has_maxima;
   raw.addEventListener("change", () => {
-    for (const edit of edits.values()) edit.strength = STRENGTHS[raw.checked ? "raw" : "scaled"].first;
-    drawEdits();
-    rerun();
+    for (const edit of edits.values()) edit.strength = converted(edit, raw.checked);
+    drawEdits(); // the same edits: nothing is to be run again
   });
   const fields = [
     isText ? option("new-tokens", "Tokens", numberField(40, { min: 1, max: 512 }), "How many tokens are written.") : null,
     isText ? option("temperature", "Temperature", numberField(0, { min: 0, step: 0.1 }), "0 writes greedily; above, tokens are sampled from the whole distribution.") : null,
-    isText ? option("seed", "Seed", numberField(0, { min: 0 }), "Of sampling.") : null,
+    isText ? option("seed", "Seed", numberField(0, { min: 0 }), "Of sampling, and of the controls.") : null,
     option("where", "Where", isText ? choices({ all: "everywhere", prompt: "in the prompt", generated: "in what is written", last: "from its last token on" })
       : choices({ all: "everywhere", patches: "patches", cls: "class token" }), "The positions that are edited."),
     option("error", "Keep the error", check(true), "What the dictionary does not reconstruct stays in the hidden state. Otherwise the steered model loses it."),
     option("raw", "Raw strengths", raw, served.has_maxima ? "Strengths in the code's own units, rather than multiples of each latent's largest activation in the store."
       : "Strengths are in the code's own units: without a scanned store the largest activations are not known."),
     isText && served.chat ? option("chat", "Chat", check(false), "The prompt is a user's message in the model's chat template.") : null,
+    isText ? option("target", "Target token", el("input", { type: "text", class: "field", placeholder: "as the dose chooses", spellcheck: "false", autocomplete: "off" }),
+      "The token whose probability the controls are compared on, its blank included. Empty: those that the full strength raises most, which need not be what the latent means.") : null,
   ];
   byId("options").replaceChildren(...fields.filter(Boolean));
+  const target = byId("target")?.closest("label");
+  byId("controls").addEventListener("change", () => { target?.toggleAttribute("hidden", !isCompared()); if (isCompared()) rerun(); });
+  target?.toggleAttribute("hidden", !isCompared());
+  about(byId("controls").closest("label"), `Measures half and all of the strength. ${CONTROLS}`);
 }
 
+// Throws what is wrong with a field, by its name on the page.
 function question() {
   const active = [...edits].filter(([, edit]) => !edit.ablate);
-  const common = { latents: Object.fromEntries(active.map(([latent, edit]) => [latent, edit.strength])),
-    ablate: [...edits].filter(([, edit]) => edit.ablate).map(([latent]) => latent),
-    raw: isRaw(), error: byId("error").checked, positions: byId("where").value };
-  if (served.modality === "image") return { ...common, image: dropped.base64 };
-  return { ...common, prompt: byId("prompt").value, max_new_tokens: byId("new-tokens").valueAsNumber, temperature: byId("temperature").valueAsNumber,
-    seed: byId("seed").valueAsNumber, chat: byId("chat")?.checked ?? false };
+  const ablate = [...edits].filter(([, edit]) => edit.ablate).map(([latent]) => latent);
+  const common = { latents: Object.fromEntries(active.map(([latent, edit]) => [latent, edit.strength])), ablate,
+    raw: isRaw(), error: byId("error").checked, positions: byId("where").value, ...dosesOf(active, ablate) };
+  if (served.modality === "image") {
+    if (!dropped) throw new Error("Drop an image first.");
+    return { ...common, image: dropped.base64 };
+  }
+  return { ...common, prompt: byId("prompt").value, max_new_tokens: wholeNumber("new-tokens", "Tokens"), temperature: numberIn("temperature", "Temperature"),
+    seed: wholeNumber("seed", "Seed"), chat: byId("chat")?.checked ?? false };
+}
+
+function numberIn(id, name) {
+  const value = byId(id).valueAsNumber;
+  if (!Number.isFinite(value)) throw new Error(`“${name}” needs a number.`);
+  return value;
+}
+
+function wholeNumber(id, name) {
+  const value = numberIn(id, name);
+  if (!Number.isInteger(value)) throw new Error(`“${name}” needs a whole number.`);
+  return value;
 }
 
 // --- running --------------------------------------------------------------------------------------------------------
@@ -120,27 +96,32 @@ function question() {
 async function run() {
   clearTimeout(moved);
   if (edits.size === 0) return;
-  const status = byId("steer-status");
-  if (served.modality === "image" && !dropped) { status.textContent = "Drop an image first."; return; }
+  hasRun = true;
   running?.abort();
   const mine = running = new AbortController();
   byId("stop").disabled = false;
-  const say = (text) => { if (running === mine) status.textContent = text; };
+  const say = (text) => { if (running === mine) byId("steer-status").textContent = text; };
   say(served.modality === "image" ? "Running" : "Writing");
-  const outcome = served.modality === "image" ? null : textOutcome();
+  let [outcome, told, done] = [null, false, false];
   try {
-    let done = false;
+    const body = question();
+    if (served.modality === "text") outcome = textOutcome();
     await askLines("steer", (event) => {
       if (running !== mine) return;
       if (event.kind === "error") throw new Error(event.hint ? `${event.error} (${event.hint})` : event.error);
-      if (event.kind === "classes") drawClasses(event);
+      told = true;
+      if (event.kind === "end") { done = true; return; }
+      if (event.kind === "doses") drawDoses(event);
+      else if (event.kind === "classes") drawClasses(event);
       else if (event.kind === "figures") drawFigures(outcome, event);
-      else if (event.kind === "end") done = true;
       else outcome[event.kind].replaceChildren(...writtenNodes(event.text));
-    }, { body: question(), signal: mine.signal, waiting: say });
+      if (body.dose && ["figures", "classes", "doses"].includes(event.kind)) say("Measuring controls");
+    }, { body, signal: mine.signal, waiting: say });
     say(done ? "Done" : "The server ended the answer early.");
   } catch (error) {
     say(error.name === "AbortError" ? "Stopped" : error.message);
+    // what stands there answers an earlier question
+    if (running === mine && !told) byId("outcome").replaceChildren();
   } finally {
     if (running === mine) {
       running = null;
@@ -167,7 +148,7 @@ function textOutcome() {
   const figures = el("div", { id: "figures" });
   byId("outcome").setAttribute("aria-busy", "true");
   byId("outcome").replaceChildren(el("div", { class: "two" },
-    el("div", {}, el("h4", { id: "clean-title" }, "Clean"), clean), el("div", {}, el("h4", { id: "steered-title" }, "Steered"), steered)), figures);
+    el("div", {}, el("h4", { id: "clean-title" }, "Clean"), clean), el("div", {}, el("h4", { id: "steered-title" }, "Steered"), steered)), figures, el("div", { id: "doses" }));
   return { clean, steered, figures };
 }
 
@@ -199,5 +180,5 @@ function drawClasses({ edits: made, classes, kl }) {
     el("table", { class: "figures classes" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "class"), el("th", { scope: "col" }, "clean"), el("th", { scope: "col" }, "steered"))),
       el("tbody", {}, classes.slice(0, CLASSES).map((change) => el("tr", {}, el("th", { scope: "row" }, plainNodes(change.label)),
         el("td", {}, percent(change.clean, 3), bar(change.clean)), el("td", {}, percent(change.steered, 3), bar(change.steered)))))),
-    el("p", { class: "note" }, `KL ${figure(kl)} nats. ${made.join("; ")}`));
+    el("p", { class: "note" }, `KL ${figure(kl)} nats. ${made.join("; ")}`), el("div", { id: "doses" }));
 }

@@ -4,6 +4,7 @@ const input = {
   answer: null, // of the server
   kept: null, // {context, at}: the token or patch whose latents the list keeps showing
   chosen: null, // the latent that shades
+  stale: false, // whether the question after it failed
 };
 
 function rowAt(context, at) {
