@@ -6,7 +6,6 @@ The public names load on first use, so that `import saekit` costs milliseconds a
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -77,8 +76,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """A public name, as users meet it (saekit.public), kept for the next time."""
     if name not in _PUBLIC:
-        near = get_close_matches(name, __all__, n=1)
-        guess = f"; did you mean {near[0]}?" if near else ""
+        from saekit.errors import ALIKE, nearest
+
+        near = nearest(name, __all__, ALIKE)
+        guess = f"; did you mean {near}?" if near else ""
         raise AttributeError(f"module 'saekit' has no attribute {name!r}{guess}")
     value = getattr(import_module(_PUBLIC[name]), name)
     if isinstance(value, FunctionType):

@@ -171,8 +171,25 @@ def unreadable(cause: str, hint: str) -> Generator[None]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'did you mean kl? ' when `word` is close to a known name, else ''."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]}? " if near else ""
+    near = nearest(word, known)
+    return f"did you mean {near}? " if near else ""
+
+
+ALIKE = 0.6  # how much a name must be like another one's to stand for a mistyped option, of 1
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name most like `word`, whatever its case, hyphens and underscores; None where none
+    is as much like it as `cutoff` says, of 1."""
+    names: dict[str, str] = {}
+    for name in known:
+        names.setdefault(_letters(name), name)
+    near = difflib.get_close_matches(_letters(word), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else None
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def check_choice(option: str, value: object, known: Iterable[str]) -> None:

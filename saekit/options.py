@@ -21,7 +21,6 @@ from saekit.typed import MisfitError, as_type
 
 REQUIRED = inspect.Parameter.empty
 VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
-POSITIONAL = inspect.Parameter.POSITIONAL_ONLY
 F = TypeVar("F", bound=Callable[..., Any])
 _KEYWORDS = "__saekit_keywords__"
 
@@ -134,13 +133,9 @@ def keywords(*owners: type, more: dict[str, Option] | None = None) -> Callable[[
             name: option
             for owner in owners
             for name, option in options_of(owner).items()
-            if name not in signature.parameters or signature.parameters[name].kind is POSITIONAL
+            if name not in signature.parameters
         }
-        fields = {
-            name: (option.default, option.hint)
-            for name, option in declared.items()
-            if name not in signature.parameters  # which has no place for two of a name
-        }
+        fields = {name: (option.default, option.hint) for name, option in declared.items()}
         fields |= {name: (None, option.hint) for name, option in (more or {}).items()}
         options = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hint)

@@ -12,9 +12,9 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
+from saekit.errors import ALIKE, nearest
 from saekit.options import Option, documented_keywords, options_of
 from saekit.progress import reporter
 
@@ -61,8 +61,8 @@ def _check_names(name: str, given: Iterable[str], signature: inspect.Signature) 
     known = signature.parameters
     for word in given:
         if word not in known:
-            near = get_close_matches(word, known, n=1)
-            guess = f". Did you mean {near[0]!r}?" if near else ""
+            near = nearest(word, known, ALIKE)
+            guess = f". Did you mean {near!r}?" if near else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {word!r}{guess}")
 
 

@@ -97,6 +97,27 @@ def test_a_misspelled_option_is_guessed():
             saekit.train([[0.0]], **{wrong: 1})
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"K": 3}, "did you mean k"),
+        ({"targetL0": 3}, "did you mean target_l0"),
+        ({"sparsity": "batchtopk", "targetl0": 3}, "^targetl0: did you mean target_l0.* not apply"),
+        ({"bandwith": 3}, "^bandwith: did you mean bandwidth.* not apply"),
+        ({"model": "transcoder"}, "with target_store, the rows to predict, is one"),
+        ({"model": "crosscoder"}, "on several stores is one"),
+    ],
+)
+def test_a_guess_looks_past_hyphens_and_case_and_at_other_variants(options, words):
+    with pytest.raises(saekit.SaekitError, match=words):
+        saekit.train([[0.0]], **options)
+
+
+def test_help_has_the_number_of_rows_beside_the_rows():
+    names = list(inspect.signature(saekit.train).parameters)
+    assert names[0] == "activations" and "rows" in names
+
+
 def test_a_misspelled_keyword_is_guessed():
     with pytest.raises(TypeError, match=r"argument 'splt'\. Did you mean 'split'\?"):
         saekit.evaluate([], [], splt="all")

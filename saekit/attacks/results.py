@@ -9,6 +9,7 @@ import torch
 from saekit.attacks.balls import Norm
 from saekit.attacks.perturb import Method
 from saekit.attacks.scores import Direction
+from saekit.display import brief
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ class AttackResult:
     report: str | None = None
     """The path of the page, where one was written."""
 
+    def __repr__(self) -> str:
+        budget = {"method": self.method, "norm": self.norm, "eps": self.eps, "steps": self.steps}
+        return brief(
+            self, {**budget, "result": self.summary, "report": self.report}, repr(self.objective)
+        )
+
     @property
     def successes(self) -> int:
         """Images that were not so before and are now."""
@@ -131,6 +138,11 @@ class VisualizeResult:
     top_pixels: list[torch.Tensor] = field(repr=False, compare=False)
     """The same of `top`, as the model sees them."""
     report: str | None = None
+
+    def __repr__(self) -> str:
+        figures = {"activation": self.images[0].activation, "maximum": self.maximum}
+        shown = {"images": len(self.images), "steps": self.steps, "report": self.report}
+        return brief(self, {"latent": self.latent, **figures, **shown}, repr(self.model))
 
     @property
     def share(self) -> float | None:

@@ -53,36 +53,36 @@ class _DenseTopK(_Dense):
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         pre = torch.addmm(self.b_enc, x_BD, self.W_enc.T)
-        return DensePre(self.chosen(pre, k_at(self, step)))
+        return DensePre(self.chosen(pre, step))
 
     def activate(self, pre: Pre) -> torch.Tensor:
         return pre.values
 
-    def chosen(self, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
+    def chosen(self, pre_BF: torch.Tensor, step: Step) -> torch.Tensor:
         """The code (B,F)."""
-        return largest_of_rows(pre_BF, k)
+        return largest_of_rows(pre_BF, k_at(self, step))
 
 
 class _DenseAbsTopK(_DenseTopK):
-    def chosen(self, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
-        idx = pre_BF.detach().abs().topk(k, dim=1, sorted=False).indices
+    def chosen(self, pre_BF: torch.Tensor, step: Step) -> torch.Tensor:
+        idx = pre_BF.detach().abs().topk(k_at(self, step), dim=1, sorted=False).indices
         return torch.zeros_like(pre_BF).scatter(1, idx, pre_BF.gather(1, idx))
 
 
 class _DenseBatchTopK(_DenseTopK):
-    def chosen(self, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
-        z, smallest = largest_of_batch(pre_BF, k)
+    def chosen(self, pre_BF: torch.Tensor, step: Step) -> torch.Tensor:
+        z, smallest = largest_of_batch(pre_BF, k_at(self, step))
         assert isinstance(self, LargestOfBatch)
-        remember(self, smallest)
+        remember(self, smallest, step)
         return z
 
 
 class _DenseHierarchical(_DenseTopK):
     k: int
 
-    def chosen(self, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
-        self.k = k
-        return super().chosen(pre_BF, k)
+    def chosen(self, pre_BF: torch.Tensor, step: Step) -> torch.Tensor:
+        self.k = k_at(self, step)
+        return super().chosen(pre_BF, step)
 
     def reconstruct(
         self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None

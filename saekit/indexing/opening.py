@@ -24,6 +24,7 @@ from saekit.training.checkpoints import (
     for_inference,
     name_of,
     path_or_model,
+    unchanged_origin,
 )
 
 
@@ -93,6 +94,8 @@ def opened_pair(checkpoint: ModelLike, store: RowsLike, any_store: bool = False)
     """Model and store, known to fit (saekit.interop.fit). Raises UsageError (rows in memory),
     DataError, MissingError."""
     source = path_or_model(checkpoint)
+    if not isinstance(source, str):
+        source = unchanged_origin(source) or source
     if isinstance(source, str):
         described = open_checkpoint(source)
         opened = open_stores(store)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
+from saekit.display import brief, pandas
 from saekit.errors import UsageError, check_choice, opt
 from saekit.intervention.ablations import Effects, KeptSet, ablations, by_size, pearson
 from saekit.intervention.attach import Hooks, attach
@@ -65,6 +66,15 @@ class AttributionResult:
     """The same for all nodes of all hooks."""
     curve: list[KeptSet]
     """Faithfulness and completeness of the largest nodes, by their number."""
+
+    def __repr__(self) -> str:
+        figures = {"value": self.value, "nodes": len(self.nodes), "correlation": self.correlation}
+        kept = {"faithfulness": self.faithfulness, "completeness": self.completeness}
+        return brief(self, {**figures, **kept}, repr(self.metric))
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `nodes`, one row each. Raises MissingError without pandas."""
+        return pandas().DataFrame([vars(node) for node in self.nodes])
 
     @property
     def faithfulness(self) -> float | None:

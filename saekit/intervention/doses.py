@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from saekit.display import pandas
 from saekit.errors import UsageError, opt
 from saekit.interop.opening import open_checkpoint
 from saekit.intervention.attach import attach
@@ -35,10 +36,26 @@ class Response:
     random_latents: list[float]
 
     @property
+    def largest_control(self) -> float:
+        """Size of the largest effect of a control, in nats; 0 without controls."""
+        return max(map(abs, self.random_directions + self.random_latents), default=0.0)
+
+    @property
     def is_beyond_controls(self) -> bool:
         """Whether no control has as large an effect."""
         controls = self.random_directions + self.random_latents
         return all(abs(self.effect) > abs(control) for control in controls)
+
+
+def dose_frame(doses: Sequence[Response]) -> Any:
+    """A DataFrame, one row for each dose: its fields of one value, with the largest control. Raises
+    MissingError without pandas."""
+    rows = [
+        {name: value for name, value in vars(dose).items() if not isinstance(value, list)}
+        | {"largest_control": dose.largest_control}
+        for dose in doses
+    ]
+    return pandas().DataFrame(rows)
 
 
 def is_monotone(doses: Sequence[Response]) -> bool:

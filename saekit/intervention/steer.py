@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean
+from typing import Any
 
 import torch
 
+from saekit.display import brief
 from saekit.errors import UsageError, opt
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.intervention.attach import Hooks, attach
@@ -26,6 +28,7 @@ from saekit.intervention.doses import (
     Edit,
     Response,
     check_dose,
+    dose_frame,
     edit_of,
     is_monotone,
     model_name_of,
@@ -83,6 +86,15 @@ class SteerResult:
     """By the caller; otherwise the largest dose chose them."""
     report: str | None = None
     """The path of the page, where one was written."""
+
+    def __repr__(self) -> str:
+        texts = {"clean": self.clean.text, "steered": self.steered.text}
+        ends = {"verdict": self.verdict or None, "report": self.report}
+        return brief(self, {"edits": self.edits, **texts, **ends}, repr(self.prompt))
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of the doses, one row each. Raises MissingError without pandas."""
+        return dose_frame(self.doses)
 
     @property
     def clean(self) -> Continuation:

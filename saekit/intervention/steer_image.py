@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from saekit.display import brief
 from saekit.errors import UsageError, check_choice, opt
 from saekit.harvesting.classifiers import class_names, load_classifier, no_head
 from saekit.harvesting.images import ImageTokens, prepared
@@ -27,6 +28,7 @@ from saekit.intervention.doses import (
     Response,
     check_dose,
     control_added,
+    dose_frame,
     edit_of,
     is_monotone,
     model_name_of,
@@ -73,6 +75,16 @@ class ImageSteerResult:
     doses: list[ImageDose]
     report: str | None = None
     """The path of the page, where one was written."""
+
+    def __repr__(self) -> str:
+        first = max(self.classes, key=lambda change: change.clean)
+        classes = {"clean": first.label, "steered": self.classes[0].label, "kl": self.kl}
+        ends = {"verdict": self.verdict or None, "report": self.report}
+        return brief(self, {"edits": self.edits, **classes, **ends})
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of the doses, one row each. Raises MissingError without pandas."""
+        return dose_frame(self.doses)
 
     @property
     def is_monotone(self) -> bool:

@@ -79,6 +79,9 @@ class Autoencoder(nn.Module):
     """With `total_steps`: what `loss` assumes about the run if it is given only the number of a
     step (`at`)."""
 
+    origin: str | None = None
+    """The checkpoint folder or published dictionary that `saekit.load` read, all of it."""
+
     config: Any
     d_in: int
     latents: int

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from saekit import typed
-from saekit.errors import DataError, UsageError, check_choice, message_of, opt
+from saekit.errors import ALIKE, DataError, UsageError, check_choice, message_of, nearest, opt
 from saekit.models.adversarial.aae import AAE, AAEConfig
 from saekit.models.adversarial.cgan import CGAN, CGANConfig
 from saekit.models.adversarial.dcgan import DCGAN, DCGANConfig
@@ -101,8 +100,16 @@ def check_takes_rows(name: str, where: str) -> None:
         )
 
 
+BY_ITS_ROWS = {
+    "transcoder": f"{opt('model', 'sae')} with {opt('target_store')}, the rows to predict, is one",
+    "crosscoder": f"{opt('model', 'sae')} on several stores is one",
+}
+
+
 def config_of(name: str, sparsity: str | None = None) -> type:
     """The config class of a model; that of an SAE goes by its sparsity. Raises UsageError."""
+    if name in BY_ITS_ROWS:
+        raise UsageError(f"{opt('model', name)}: {BY_ITS_ROWS[name]}")
     check_choice("model", name, CATALOG)
     if name != "sae":
         return CATALOG[name].config
@@ -185,9 +192,15 @@ def _unknown(
             f"{opt('sparsity', *takes)}, or drop {opt(key)}",
         )
     cause = f"{opt(key)} does not apply to {opt('model', name)}"
-    near = get_close_matches(key, [*known, *also], n=1)
+    own = [*known, *also]
+    others = VARIANTS if name == "sae" else ()
+    of_others = {option for other in others for option in model_options(name, other)}
+    near = nearest(key, [*own, *sorted(of_others)], ALIKE)
+    if near and near in own:
+        return UsageError(cause, f"did you mean {opt(near)}?")
     if near:
-        return UsageError(cause, f"did you mean {opt(near[0])}?")
+        taken = _unknown(name, near, known, sparsity, also)
+        return UsageError(f"{opt(key)}: did you mean {opt(near)}? {taken.cause}", taken.hint)
     return UsageError(f"{cause}, which takes {', '.join(map(opt, known))}")
 
 

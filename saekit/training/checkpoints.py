@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from saekit.errors import DataError, UsageError, opt
 from saekit.interop.opening import is_name, open_checkpoint
 from saekit.models.autoencoder import Autoencoder
@@ -71,6 +73,8 @@ def load(checkpoint: ModelLike, *, k: int | None = None, latents: int | None = N
         if latents is not None:
             described = first_latents(described, latents)
         model = restore(described.config["model"], described.config["config"], described.tensors)
+        if isinstance(source, str) and latents is None and k is None:
+            model.origin = source
     return model if k is None else with_k(model, k, name_of(source))
 
 
@@ -86,6 +90,19 @@ def path_or_model(checkpoint: ModelLike) -> str | Autoencoder:
             "give a checkpoint folder, a model or what saekit.train returned",
         )
     return checkpoint.model if checkpoint.path is None else checkpoint.path
+
+
+def unchanged_origin(model: Autoencoder) -> str | None:
+    """The checkpoint that a model was loaded from, where it still holds the same weights: its
+    folder knows more, such as an index. None for any other model."""
+    if model.origin is None or not Path(model.origin).is_dir():
+        return None
+    read = load(model.origin)
+    now, then = model.state_dict(), read.state_dict()
+    same = now.keys() == then.keys() and all(
+        torch.equal(now[name].cpu(), value) for name, value in then.items()
+    )
+    return model.origin if same and model.config == read.config else None
 
 
 def as_list(checkpoints: Iterable[ModelLike] | ModelLike) -> list[ModelLike]:

@@ -101,7 +101,7 @@ class TrainPlan:
 
 @keywords(TrainConfig, more=labelled_options())
 def train(
-    rows: RowsLike,
+    activations: RowsLike,
     /,
     out: str | Path | None = None,
     *,
@@ -119,11 +119,11 @@ def train(
     >>> saekit.train("acts/text", "runs/a", k=32, rows=8_000)
 
     Parameters
-        rows: the path of a store, an open Store, a list of row-aligned ones (a crosscoder), a
-            tensor or NumPy array (N,D), (N,T,D) or (N,H,W,D), or an iterable of such blocks, which
-            is read once and kept in memory (saekit.store.opening). Of rows in memory 5 % are held
-            out, whole sequences; they are normalized by default (center+scale), unless the model's
-            output is bounded.
+        activations: the path of a store, an open Store, a list of row-aligned ones (a crosscoder),
+            a tensor or NumPy array (N,D), (N,T,D) or (N,H,W,D), or an iterable of such blocks,
+            which is read once and kept in memory (saekit.store.opening). Of rows in memory 5 % are
+            held out, whole sequences; they are normalized by default (center+scale), unless the
+            model's output is bounded.
         out: the folder of the checkpoint. None: nothing is written, and `TrainResult.model` holds
             the only copy of the model.
         config: settings to start from; None: the defaults.
@@ -138,7 +138,7 @@ def train(
     is an `out`.
     """
     config = (config or TrainConfig()).with_options({**options})
-    return prepare(rows, out, config).execute(resume, overwrite, progress)
+    return prepare(activations, out, config).execute(resume, overwrite, progress)
 
 
 def prepare(

@@ -78,6 +78,8 @@ def test_a_latent_is_attacked_with_the_maximum_of_the_index(run):
     assert maxima is not None
     latent = int(maxima.argmax())
     result = saekit.attack(run, image=EIGHT, latent=latent, **SMALL)
+    assert repr(result).startswith(f"AttackResult({result.objective!r}, method=")
+    assert f"result={result.summary!r}" in repr(result)
     (image,) = result.images
     assert result.maximum == float(maxima.max())
     assert image.after.activation > image.before.activation

@@ -199,13 +199,14 @@ def test_what_an_index_is_refused_for(made, tmp_path):
     run = copied(made, tmp_path)
     saekit.train(made / "store", tmp_path / "pca", model="pca", latents=4)
     rounded = {"values": "float16"}
+    in_memory = saekit.train(made / "store", latents=8, k=2).model
     write_store(tmp_path / "wide", 400, width=8)
     write_store(tmp_path / "elsewhere", 400, hook="blocks.3")
     refusals = [
         (DataError, "the code of .*pca is dense", (tmp_path / "pca", made / "store"), rounded),
         (DataError, "takes 16 values per row", (run, tmp_path / "wide"), {}),
         (DataError, "hook blocks.0; .* holds hook blocks.3", (run, tmp_path / "elsewhere"), {}),
-        (DataError, "model in memory", (saekit.load(run), made / "store"), {}),
+        (DataError, "model in memory", (in_memory, made / "store"), {}),
         (UsageError, "rows in memory", (run, torch.zeros(9, 16)), {}),
         (UsageError, "budget=0 must be at least", (run, made / "store"), {"budget": 0}),
         (UsageError, "choose float32 or float16", (run, made / "store"), {"values": "int8"}),

@@ -31,13 +31,18 @@ def made(tmp_path_factory):
     return model, folder / "store", saekit.train(folder / "store", folder / "run", **SETTINGS)
 
 
+def trained_in_memory(store):
+    """The same weights as those of `made`, in no folder."""
+    return saekit.train(store, **SETTINGS).model
+
+
 def records(page: Path) -> list[dict]:
     return [json.loads(line) for line in (page / "features.jsonl").read_text().splitlines()]
 
 
 def test_the_page_of_a_model_in_memory_is_that_of_its_folder(made, tmp_path):
     model, store, result = made
-    in_memory = saekit.load(result.path).train()  # its caller may be training it
+    in_memory = trained_in_memory(store).train()  # its caller may be training it
     for name, checkpoint in (("path", result), ("memory", in_memory)):
         opened = saekit.open_store(store)
         saekit.inspect(checkpoint, opened, tmp_path / name, top=4, live=model, jsonl=True)
@@ -49,9 +54,10 @@ def test_the_page_of_a_model_in_memory_is_that_of_its_folder(made, tmp_path):
 
 def test_features_of_a_model_in_memory_are_those_of_its_folder(made):
     model, store, result = made
+    without_folder = trained_in_memory(store)
     for query in ({"text": "the cat ran", "live": model}, {"index": 3}):
         by_path = saekit.features(Path(result.path), store, **query)
-        in_memory = saekit.features(result.model, store, **query)
+        in_memory = saekit.features(without_folder, store, **query)
         assert [row.source for row in (*in_memory[:1], *by_path[:1])] == ["temporary", "index"]
         assert [replace(row, source="index") for row in in_memory] == by_path
     # as the rows of only that text have them
@@ -60,6 +66,20 @@ def test_features_of_a_model_in_memory_are_those_of_its_folder(made):
     expected = result.model.encode(alone.x).to_dense().amax(0)
     for row in saekit.features(result, store, text="the cat ran", live=model):
         assert row.act == pytest.approx(float(expected[row.index]), rel=1e-5)
+
+
+def test_a_loaded_model_has_the_index_of_its_folder_while_it_is_as_loaded(made):
+    _, store, result = made
+    loaded = saekit.load(result.path)
+    assert loaded.origin == result.path
+    saekit.features(result.path, store, index=3)
+    assert saekit.features(loaded, store, index=3)[0].source == "index"
+    with torch.no_grad():
+        loaded.b_dec += 1
+    assert saekit.features(loaded, store, index=3)[0].source == "temporary"
+    # fewer active latents are another code
+    cut = saekit.load(result.path, k=2)
+    assert saekit.features(cut, store, index=3)[0].source == "temporary"
 
 
 def test_a_live_model_is_left_as_it_was(made):
@@ -82,7 +102,7 @@ def test_what_is_missing_is_named(made, tmp_path):
         assert "store" in refused.value.hint
     with pytest.raises(MissingError, match="was an object in memory"):
         saekit.features(result, store, text="the cat ran")
-    with pytest.raises(DataError, match=r"takes 32 values per row, .* holds 16"):
+    with pytest.raises(DataError, match=r"takes 32 values per row.* holds 16"):
         saekit.inspect(result.model, write_store(tmp_path / "s", 200), tmp_path / "page")
 
 
@@ -107,7 +127,9 @@ def test_an_image_is_read_by_a_live_model_with_its_processor(tmp_path):
 
 def test_a_crosscoder_in_memory_takes_the_scales_of_its_stores(tmp_path):
     run, *stores = tiny_crosscoder(tmp_path)
-    pages = {"path": run, "memory": saekit.load(run)}
+    in_memory = saekit.load(run)
+    in_memory.origin = None  # as one that was trained without a folder
+    pages = {"path": run, "memory": in_memory}
     for name, checkpoint in pages.items():
         saekit.inspect(checkpoint, stores, tmp_path / name, features="top:20", top=2, jsonl=True)
     by_path, in_memory = (records(tmp_path / name) for name in pages)

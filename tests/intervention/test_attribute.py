@@ -193,6 +193,16 @@ def test_several_hooks_are_ranked_together_and_a_list_of_nodes_names_its_tokens(
     assert result.value == pytest.approx(with_block(live, ids, 0, lambda x: x))
 
 
+def test_a_result_shows_its_figures_and_its_nodes_as_a_frame(live, saes):
+    result = attribute(
+        saes["blocks.0"], prompt=PROMPT, target=TOKEN, live=live, hook="blocks.0", top=2
+    )
+    assert repr(result).startswith(f"AttributionResult({result.metric!r}, value=")
+    assert "nodes=[" not in repr(result)
+    frame = result.to_pandas()
+    assert frame["effect"].tolist() == [node.effect for node in result.nodes]
+
+
 def test_the_model_is_as_before(live, saes):
     hooks = [len(module._forward_hooks) for module in live.module.modules()]
     attribute(saes["blocks.0"], prompt=PROMPT, target=TOKEN, live=live, hook="blocks.0", top=2)

@@ -129,6 +129,14 @@ def test_a_dose_has_its_effect_beside_controls_of_the_same_norm(live_model, sae,
             expected = [effect(dose.strength * control) for control in rows]
             assert values == pytest.approx(expected, abs=1e-5)
     low, zero, high = result.doses
+    # at a prompt: both texts and the verdict, on one line; a frame has a row for each dose
+    shown = repr(result)
+    assert shown.startswith(f"SteerResult({PROMPT!r}, edits=") and "\n" not in shown
+    assert repr(result.steered.text) in shown and repr(result.verdict) in shown
+    frame = result.to_pandas()
+    assert frame["effect"].tolist() == [dose.effect for dose in result.doses]
+    controls = high.random_directions + high.random_latents
+    assert frame["largest_control"].iloc[2] == max(map(abs, controls))
     assert zero.effect == 0 and zero.text == result.clean.text and zero.kl == pytest.approx(0)
     assert result.is_monotone == (low.effect <= 0 <= high.effect)
     assert next(module.parameters()).grad is None

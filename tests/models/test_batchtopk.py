@@ -10,7 +10,7 @@ import saekit
 from saekit.models.catalog import build
 from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
-from saekit.models.sparsity.batchtopk import KEPT
+from saekit.models.sparsity.batchtopk import SPAN
 from saekit.store.reader import open_store
 from saekit.types import ActivationBatch, Step
 
@@ -38,8 +38,8 @@ def test_the_threshold_is_the_average_of_the_smallest_values_kept():
     for step, rows in enumerate(x.split(100)):
         pre = (rows @ sae.W_enc.T + sae.b_enc).detach()
         smallest = pre.flatten().topk(300).values[-1]
-        expected = smallest if expected is None else KEPT * expected + (1 - KEPT) * smallest
-        sae.loss(ActivationBatch(rows, None, None, None), Step(step, 10))
+        expected = smallest if expected is None else expected + (smallest - expected) / SPAN
+        sae.loss(ActivationBatch(rows, None, None, None), Step(step, 1000))
         torch.testing.assert_close(sae.threshold, expected.expand(64))
     sae.eval()
     z = sae.encode(x)
@@ -48,6 +48,22 @@ def test_the_threshold_is_the_average_of_the_smallest_values_kept():
     torch.testing.assert_close(
         sae.encode(x[:1]), z[:1]
     )  # a row's code does not depend on the rest of the batch
+
+
+def test_in_a_short_run_only_the_last_batches_set_the_threshold():
+    sae, x = made(k_start=12, k_anneal=1.0)
+    for step, rows in enumerate(x.split(100)):
+        sae.loss(ActivationBatch(rows, None, None, None), Step(step, 4))
+        assert torch.equal(sae.threshold, sae.smallest.expand(64))
+
+
+def test_a_run_of_a_few_steps_ends_near_its_k(tmp_path):
+    rows = make_rows(2000, 16)
+    result = saekit.train(
+        rows, sparsity="batchtopk", k=4, latents=256, rows=2000, batch=200, seed=0
+    )
+    assert result.step <= 10
+    assert result.metrics["l0"] == pytest.approx(4, rel=0.15)
 
 
 def test_folding_keeps_the_code_of_raw_rows():
