@@ -107,6 +107,11 @@ def test_a_latent_without_a_page_says_so_and_what_is_known_of_it(tab, made):
     near = [f"#{row.index}" for row in saekit.features(run, store, near=5, top=5)]
     assert texts(tab, "#neighbours .number, #neighbours a") == near
     assert texts(tab, "#known-labels .data-label")
+    # rows are drawn anew when tokens arrive: who is on one stays there
+    tab.evaluate("document.querySelector('.row.pageless').focus()")
+    at = tab.evaluate("document.activeElement.dataset.latent")
+    choose(tab, "least-score", "0")
+    assert at and tab.evaluate("document.activeElement.dataset.latent") == at
     assert_quiet(tab, site)
 
 

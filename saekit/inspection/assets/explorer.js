@@ -224,7 +224,8 @@ async function start() {
 // Rows of latents without a page show their tokens or labels, once the page is there.
 function readAhead() {
   if (catalog.records.length === catalog.meta.latents) return;
-  const part = hasLookup("tokens") ? "tokens" : "labels";
+  const part = ["tokens", "labels"].find(hasLookup);
+  if (!part) return;
   (window.requestIdleCallback ?? setTimeout)(() => loadLookup(part).then(redrawRows).catch(() => {}));
 }
 

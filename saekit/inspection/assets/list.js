@@ -179,9 +179,11 @@ function neighbourInList(latent, direction) {
 // --- drawing --------------------------------------------------------------------------------------------------------
 
 function redrawRows() {
+  const focused = rows.contains(document.activeElement) ? document.activeElement.dataset.latent : null;
   view.drawn.clear();
   rows.replaceChildren();
   drawRows();
+  if (focused) rows.querySelector(`[data-latent="${focused}"]`)?.focus({ preventScroll: true });
 }
 
 function drawRows() {
