@@ -71,13 +71,10 @@ def cell(value: Any) -> str:
     return value if isinstance(value, str) else text(value)
 
 
-def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of all rows that have a value, in the order in which they come first."""
-    return list(
-        dict.fromkeys(
-            name for row in rows for name, value in row.items() if value not in (None, "")
-        )
-    )
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names that have a value in any row, in the order in which they come first."""
+    filled = {name for row in rows for name, value in row.items() if value not in (None, "")}
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if name in filled]
 
 
 def plain_table(rows: Sequence[Mapping[str, Any]]) -> str:

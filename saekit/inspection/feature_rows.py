@@ -38,8 +38,8 @@ class FeatureRow:
     also where it was not computed. source is what the figures are read from: the index beside the
     checkpoint (index), or one that was made for this call (temporary). at is where in the input act
     is: the token, or row and column of the patch ("2,3"; "" for the class token); None without an
-    input. share_of_max is |act| / max on an input, which is above 1 where the latent is larger there
-    than anywhere in the store; None without an input, and for a latent that never fires in it."""
+    input. share_of_max is |act| / max on an input: above 1 where the latent is larger there than
+    anywhere in the store; None without an input, and for a latent that never fires in the store."""
 
     index: int
     act: float
@@ -102,7 +102,7 @@ class FeatureRows(TableList[FeatureRow]):
             rest = [name for name in row if name not in (*FIRST, *LAST)]
             rows.append({name: row[name] for name in (*FIRST, *rest, *LAST)})
         for name in ("source", "labeled_by"):
-            if len({row[name] for row in rows}) == 1:
+            if len({row[name] for row in rows} - {None}) == 1:
                 rows = [{key: value for key, value in row.items() if key != name} for row in rows]
         return rows
 

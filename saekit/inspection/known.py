@@ -24,9 +24,7 @@ def check_number(latent: int, latents: int) -> None:
     """Raise DataError for a latent that the model does not have."""
     if not 0 <= latent < latents:
         cause = f"feature {latent}: this model has {latents:,} (0 to {latents - 1:,})"
-        raise DataError(
-            cause, f"features with {opt('sort', 'score')} lists those worth reading"
-        )
+        raise DataError(cause, f"features with {opt('sort', 'score')} lists those worth reading")
 
 
 def check_fired(latent: int, active: int, rows: int) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from saekit.errors import DataError, opt
 from saekit.harvesting.models import FromFolder
-from saekit.harvesting.named_pictures import named_picture
+from saekit.harvesting.named_pictures import PictureLike, named_picture
 from saekit.harvesting.sources import Document
 from saekit.inspection.inputs import InputRows, input_models, input_rows, larger, no_rows
 from saekit.inspection.opening import InspectedModel
@@ -102,7 +102,7 @@ def _on_grid(places: list[Place], values: list[float]) -> list[list[float]] | No
 def on_input(
     inspected: InspectedModel,
     text: str | None,
-    image: str | Path | None,
+    image: PictureLike | None,
     live: nn.Module | None,
     processor: Any,
     follow: int | None = None,

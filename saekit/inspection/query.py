@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from torch import nn
 
 from saekit.errors import DataError, UsageError, check_choice, opt
+from saekit.harvesting.named_pictures import PictureLike
 from saekit.inspection.feature_rows import FeatureRows, feature_row
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel, open_pair
@@ -59,7 +59,7 @@ def features(
         Doc("Rank by how much more the text activates them than this one.", metavar="TEXT"),
     ] = None,
     image: Annotated[
-        str | Path | None,
+        PictureLike | None,
         Doc(
             "Rank the latents that this image activates: a file, or embedded:NAME:IMAGE with its"
             " number or name.",
@@ -87,9 +87,9 @@ def features(
         By | None,
         Doc(
             "Order. Of a text or image: share (of the latent's own maximum), max or mean. Of a"
-            " token: information (of its rows), mean, share or lift. Of a label: information, auroc,"
-            " share or lift. Near a latent: cosine of decoder or encoder, or coactivation (Jaccard)."
-            " Default: the first."
+            " token: information (of its rows), mean, share or lift. Of a label: information,"
+            " auroc, share or lift. Near a latent: cosine of decoder or encoder, or coactivation"
+            " (Jaccard). Default: the first."
         ),
     ] = None,
     min_density: Annotated[
@@ -105,9 +105,9 @@ def features(
     sort: Annotated[
         Literal["act", "share", "score"] | None,
         Doc(
-            "Of a text or image, act: by size there; share: by its share of the latent's own maximum"
-            " in the store (default). score: by how much they are worth reading, of those that"
-            " answer, or without a question of all."
+            "Of a text or image, act: by size there; share: by its share of the latent's own"
+            " maximum in the store (default). score: by how much they are worth reading, of those"
+            " that answer, or without a question of all."
         ),
     ] = None,
     raises: Annotated[
@@ -132,7 +132,8 @@ def features(
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image, token, label, near, explained: exactly one of these, or none with
             `sort="score"`. index: one latent, or several. image: a file or an embedded image
-            (`embedded:openmoji:crab #0`). token and label are of
+            (`embedded:openmoji:crab #0`), a PIL image, or pixels as an array or tensor (H,W),
+            (H,W,C) or (C,H,W) of uint8 or floats from 0 to 1. token and label are of
             sparse codes. index with text or image: `values` of the row are those of this latent all
             along the input.
         by: docs/index-search.md has the formulas. With `versus`, of the differences.

@@ -193,8 +193,10 @@ def _report_silent(shown: Gathered, progress: Callable[[Progress], None]) -> Non
     silent = [j for j in shown.latents.tolist() if shown.index.active[j] == 0]
     if silent:
         some = ", ".join(map(str, silent[:SILENT])) + (", ..." if len(silent) > SILENT else "")
-        which = f"feature {some} never fires" if len(silent) == 1 else (
-            f"{len(silent):,} features never fire ({some})"
+        which = (
+            f"feature {some} never fires"
+            if len(silent) == 1
+            else (f"{len(silent):,} features never fire ({some})")
         )
         message = f"{which} in {shown.index.rows:,} rows; a page without examples says so"
         progress(Progress("inspect", 0, len(shown.latents), "features", message=message))

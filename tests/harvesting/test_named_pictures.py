@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from saekit.embedded import digits
@@ -15,6 +17,19 @@ def test_a_file_and_an_embedded_image_by_number_and_name(tmp_path):
     digits.image(3).save(tmp_path / "three.png")
     for name in (tmp_path / "three.png", "embedded:digits:3", "embedded:digits:digit-0003"):
         assert named_picture(name).tobytes() == expected
+
+
+def test_a_picture_in_memory():
+    expected = digits.image(3)
+    pixels_HW = np.array(expected)
+    rgb_HWC = np.stack([pixels_HW] * 3, 2)
+    for given in (expected, pixels_HW, torch.from_numpy(pixels_HW)[None]):
+        assert named_picture(given).tobytes() == expected.tobytes()
+    for given in (rgb_HWC, rgb_HWC.transpose(2, 0, 1), expected.convert("RGBA")):
+        assert np.array_equal(np.array(named_picture(given)), rgb_HWC)
+    with pytest.raises(DataError, match="the image is a list, not an image") as error:
+        named_picture([1, 2])
+    assert "PIL images, arrays or tensors" in error.value.hint
 
 
 def test_what_is_not_there(tmp_path):

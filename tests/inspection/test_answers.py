@@ -22,6 +22,7 @@ from saekit.inspection import raised
 from saekit.inspection.indexed import bytes_of_index
 from saekit.inspection.opening import open_pair
 from saekit.inspection.questions.label import _nearest
+from saekit.inspection.relate import ByChance
 from saekit.inspection.tokens import token_texts
 from saekit.store.files import folder_bytes
 
@@ -153,13 +154,15 @@ def test_what_a_latent_raises(tmp_path, monkeypatch):
     W_U_VD = AutoModelForCausalLM.from_pretrained(language.model).get_output_embeddings().weight
     texts, W_dec_FD = token_texts(saekit.open_store(store)), saekit.load(run).W_dec
     for chance, every in ((0.0, True), (np.inf, False)):
-        monkeypatch.setattr(raised, "standing_out_by_chance", lambda _, c=chance: (c, c))
+        monkeypatch.setattr(
+            raised, "standing_out_by_chance", lambda _, c=chance: ByChance(c, c, c, c)
+        )
         rows = saekit.features(run, store, text="cat sat")
         for row in rows:
             logits_V = (W_dec_FD[row.index] @ W_U_VD.T).detach()
             best = int(logits_V[torch.tensor(texts.ids())].argmax())
             assert row.raises == (texts.alone(texts.ids()[best]) if every else None)
-    monkeypatch.setattr(raised, "standing_out_by_chance", lambda _: (0.0, 0.0))
+    monkeypatch.setattr(raised, "standing_out_by_chance", lambda _: ByChance(0.0, 0.0, 0.0, 0.0))
     (without,) = saekit.features(run, store, index=rows[0].index)
     (asked,) = saekit.features(run, store, index=rows[0].index, raises=True)
     assert without.raises is None and asked.raises is not None

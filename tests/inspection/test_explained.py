@@ -78,8 +78,8 @@ def test_tokens_of_the_strongest_rows_and_those_after_them_are_words(run, made):
     assert ask("plums")[0] == PAIR
     found = ask("pear")  # the word after FRUIT's rows
     assert FRUIT in found
-    matches = [row.figures["match"] for row in rows]
-    assert matches == sorted(matches, reverse=True) and min(matches) > 0
+    weighed = [row.figures["match"] * (0.1 + row.score) for row in rows]
+    assert weighed == sorted(weighed, reverse=True) and min(weighed) > 0
     assert DEAD not in found
 
 
@@ -132,7 +132,7 @@ def test_a_name_is_the_label_and_is_found(run, made, capsys):
     assert value["index"] == NAMED and set(value["figures"]) == {"match", "words"}
     assert set(value) == {
         "index", "act", "max", "density", "label", "tokens", "score", "figures", "source",
-        "at", "values", "labeled_by", "raises", "below_chance",
+        "at", "values", "labeled_by", "raises", "below_chance", "share_of_max",
     }  # fmt: skip
     assert value["labeled_by"] == "name"
     # filters and the order by score go with it
@@ -171,13 +171,20 @@ def test_a_file_that_cannot_be_read_is_named(run, made, name, content, words):
 
 
 def test_what_no_latent_is_described_by(run, made):
-    with pytest.raises(DataError, match='described by explained="aple"') as error:
+    with pytest.raises(DataError, match='described by explained="aple": it matches words') as error:
         saekit.features(run, made.store, explained="aple")
-    assert error.value.hint.startswith("did you mean apple?")
+    assert error.value.hint.startswith("did you mean apple? text with versus finds latents")
     with pytest.raises(UsageError, match="has no words"):
         saekit.features(run, made.store, explained="?!")
     with pytest.raises(UsageError, match="does not go with this question"):
         saekit.features(run, made.store, explained="apple", by="max")
+
+
+def test_what_people_said_goes_before_what_rows_have(run, made):
+    write_names(run, made, {}, {NOTED: "an apple, perhaps, in a long note about other things too"})
+    rows = saekit.features(run, made.store, explained="apple", top=20)
+    match = {row.index: row.figures["match"] for row in rows}
+    assert [row.index for row in rows][:2] == [NOTED, FRUIT] and match[NOTED] < match[FRUIT]
 
 
 def test_a_dense_code_is_found_by_what_people_said(made, tmp_path):

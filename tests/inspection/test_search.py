@@ -36,8 +36,14 @@ from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.models import FromFolder
 from saekit.harvesting.sources import Document
 from saekit.indexing.association import information, label_figures, token_figures
+from saekit.inspection.beyond_top import together
+from saekit.inspection.feature_rows import FIRST, FeatureRows
 from saekit.inspection.inputs import input_models, input_rows
+from saekit.inspection.on_input import OnInput, Place
 from saekit.inspection.questions import QUESTIONS
+from saekit.inspection.questions.asked import Answer
+from saekit.inspection.questions.inputs import on_first_token
+from saekit.inspection.search import Ranking
 from saekit.inspection.tokens import token_texts
 from saekit.options import options_of
 
@@ -153,6 +159,14 @@ def test_near_latents_by_what_they_do(made):
         assert row.figures["cosine"] == pytest.approx(cosine, rel=1e-12)
         assert row.figures["together"] == ((z[:, ON] > 0) & (z[:, row.index] > 0)).sum()
         assert row.act == z[:, row.index].max()
+    jaccard = [row.figures["jaccard"] for row in rows]
+    assert jaccard == sorted(jaccard, reverse=True)
+    # the order and the figures of the page
+    page = together(saekit.open_index(run, store), ON)["coactivation"]
+    names = ("jaccard", "together", "pmi")
+    assert [[near["index"], *(near[n] for n in names)] for near in page] == [
+        [row.index, *(row.figures[n] for n in names)] for row in rows[: len(page)]
+    ]
 
 
 def test_filters(made):
@@ -234,11 +248,70 @@ def language(tmp_path_factory):
     return made_language(tmp_path_factory.mktemp("language"))
 
 
+def test_a_text_is_answered_by_the_share_of_each_latents_own_maximum(language):
+    run, store = language.run, language.store
+    ask = lambda **question: saekit.features(run, store, top=64, text="cat sat", **question)
+    by_act = ask(sort="act")  # makes the index
+    index = saekit.open_index(run, store)
+    weighed = {
+        row.index: abs(row.act) / index.max[row.index] * n / (n + 20)
+        for row in by_act
+        if (n := index.active[row.index]) >= 0
+    }
+    rows = ask()
+    assert rows.by == "share" and [row.index for row in rows] == sorted(
+        weighed, key=lambda j: -weighed[j]
+    )
+    assert [r.index for r in rows] != [r.index for r in ask(sort="act")]
+    for row in rows:
+        assert row.share_of_max == pytest.approx(abs(row.act) / row.max, rel=1e-12)
+    for question in ({"by": "share"}, {"sort": "share"}, {"sort": "share", "by": "share"}):
+        assert ask(**question) == rows
+    assert ask(sort="act") == ask(by="max") == ask(by="max", sort="act")
+    # of differences
+    other = ask(versus="the dog")
+    least = {r.index: r.figures["difference"] / r.max for r in other}
+    counted = {j: share * index.active[j] / (index.active[j] + 20) for j, share in least.items()}
+    assert list(counted.values()) == sorted(counted.values(), reverse=True)
+    for question in ({"sort": "share", "by": "max"}, {"sort": "act", "by": "share"}):
+        with pytest.raises(UsageError, match="are two orders"):
+            ask(**question)
+    with pytest.raises(UsageError, match='sort="share" orders what a text or an image activates'):
+        saekit.features(run, store, token="cat", sort="share")
+
+
+def test_latents_of_the_first_token_are_told(language):
+    places = [Place(at, [7, 8, 9], None) for at in (1, 2)]  # the BOS is not in the store
+    read = OnInput(torch.ones(6), torch.tensor([0, 0, 0, 1, 0, 0]), torch.ones(6), places)
+    answer = Answer(Ranking(np.arange(6)), read)
+    assert "not_bos" in on_first_token(answer, [0, 1, 2], False)
+    assert on_first_token(answer, [0, 1, 2], True) == ""
+    assert on_first_token(answer, [0, 1], False) == on_first_token(answer, [0, 1, 3], False) == ""
+    one = Answer(answer.ranking, OnInput(read.largest, read.place, read.mean, places[:1]))
+    assert on_first_token(one, [0, 1, 2], False) == ""  # there is no other
+    rows = saekit.features(language.run, language.store, text="cat sat", top=2)
+    assert FeatureRows(rows, note="a warning").__repr__().splitlines()[-1] == "a warning"
+
+
+def test_rows_are_one_line_each_in_python(language):
+    rows = saekit.features(language.run, language.store, text="cat sat", top=5)
+    rows = FeatureRows(
+        [replace(row, at="\n   ", label="two\nlines", raises="\n") for row in rows], quoted=True
+    )
+    header, *lines = repr(rows).splitlines()
+    assert len(lines) == 5 and all(repr("\n   ") in line and "two lines" in line for line in lines)
+    names = header.split()
+    assert names[:8] == list(FIRST) and "source" not in names
+    frame = rows.to_pandas()
+    assert set(frame["at"]) == {"\n   "} and set(frame["source"]) == {"index"}
+
+
 def test_text_by_maximum_mean_and_contrast(language, capsys):
     run, store = language.run, language.store
     ask = lambda **question: saekit.features(run, store, top=64, **question)
     largest = {row.index: row.act for row in ask(text="cat sat")}
-    assert [abs(a) for a in largest.values()] == sorted(map(abs, largest.values()), reverse=True)
+    by_act = [abs(row.act) for row in ask(text="cat sat", sort="act")]
+    assert by_act == sorted(map(abs, largest.values()), reverse=True)
     mean = ask(text="cat sat", by="mean")
     assert {row.index for row in mean} == set(largest)
     means = [row.figures["mean"] for row in mean]
@@ -252,16 +325,17 @@ def test_text_by_maximum_mean_and_contrast(language, capsys):
     for row in contrast:
         assert row.figures["difference"] == pytest.approx(expected[row.index], rel=1e-6)
         assert row.figures["versus"] == pytest.approx(other.get(row.index, 0.0), rel=1e-6)
-    steps = [row.figures["difference"] for row in contrast]
-    assert steps == sorted(steps, reverse=True)
+    by_size = ask(text="cat sat", versus="the dog", by="max")
+    steps = [row.figures["difference"] for row in by_size]
+    assert steps == sorted(steps, reverse=True) and len(by_size) == len(contrast)
     assert {row.source for row in contrast} == {"index"}
     # as a table
     status, out, err = command(
         capsys, "features", run, "--store", store, "--text", "cat sat", "--versus", "the dog", "-q"
     )
     assert status == 0, err
-    assert out.splitlines()[0].split()[:7] == [
-        "feature", "act", "at", "max", "density", "difference", "versus",
+    assert out.splitlines()[0].split()[:9] == [
+        "feature", "act", "at", "max", "of", "max", "density", "difference", "versus",
     ]  # fmt: skip
     status, out, _ = command(capsys, "features", run, "--store", store, "--token", "cat", "-q")
     assert status == 0 and any(line.startswith("chance 0.") for line in out.splitlines())

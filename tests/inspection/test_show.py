@@ -25,6 +25,7 @@ from saekit.inspection.markup import figure, percent, visible
 from saekit.inspection.meanings import LABEL, NAME, TOKEN_KINDS
 from saekit.inspection.page import asset
 from saekit.inspection.shown import Feature
+from saekit.types import Progress
 
 TEXTS = ["the cat sat on a mat", "a dog ran far away from it", "the dog sat on a cat and ran"] * 6
 
@@ -228,8 +229,15 @@ def test_what_cannot_be_shown_is_said(made, tmp_path):
         saekit.show(run, 3, write_store(tmp_path / "other", 200))
     model = saekit.load(run)
     model.b_enc.data[7] = -1e6
-    with pytest.raises(DataError, match="feature 7 never fired"):
+    with pytest.raises(DataError, match="feature 7 never fired") as error:
         saekit.show(model, 7, store)
+    assert error.value.hint == 'features with sort="score" lists those worth reading'
+    # a page says it before it is opened
+    for spec, told in (("3,7", "feature 7 never fires in "), ("3", "")):
+        said: list[Progress] = []
+        saekit.inspect(model, store, tmp_path / spec, features=spec, progress=said.append)
+        lines = " ".join(progress.message or "" for progress in said)
+        assert told in lines and ("never" in lines) == bool(told)
 
 
 def test_results_are_tables_in_a_notebook(made):

@@ -3,8 +3,8 @@ tokens (for images, labels and words of names) of their strongest rows.
 
 Okapi BM25 (Robertson and Zaragoza 2009) with a weight for each field, as in BM25F: a word counts by
 the weight of the fields that it is in, and rare words count more. Words are compared without case,
-and without a plural s. The order is that of the match times the evidence: the score of a latent, but 1
-where a person or a program said one of the words.
+and without a plural s. The order is that of the match times the evidence: 0.1 + the score of a
+latent, but 1 where a person or a program said one of the words.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ NAMES, EXPLANATIONS, NOTES, AUTOMATIC = 4.0, 4.0, 2.0, 3.0
 # of a word of all strongest rows: on them, or the token after them
 OF_ROWS = {"token": 2.0, LABEL: 2.0, NAME: 2.0, "next": 1.0}
 TOP_ROWS = 20
+UNSCORED = 0.1  # the evidence of a latent of score 0
 
 
 def words_of(text: str) -> list[str]:
@@ -79,10 +80,10 @@ def _by_meaning(known: Known) -> str:
 
 
 def _evidence(known: Known, is_said: np.ndarray) -> np.ndarray:
-    """(F,): 1 where a person or a program said the words, else the latent's score: that two rows of
-    a latent have a word in common is often chance. Without scores 1."""
+    """(F,): 1 where a person or a program said the words, else UNSCORED + the latent's score: that
+    the few rows of a rare latent have a word in common is often chance."""
     score = np.nan_to_num(known.scores.score.double().numpy())
-    return np.where(is_said, 1.0, score) if score.any() else np.ones(len(is_said))
+    return np.where(is_said, 1.0, np.minimum(UNSCORED + score, 1.0))
 
 
 def _add_rows(fields: _Fields, known: Known) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 
 from saekit.errors import DataError, opt
 from saekit.harvesting.anatomy import untouched
+from saekit.harvesting.named_pictures import PictureLike
 from saekit.inspection.known import Known, check_number
 from saekit.inspection.on_input import OnInput, of_input, on_input
 from saekit.inspection.opening import InspectedModel
@@ -22,7 +22,7 @@ FEW = 20  # active rows at which a share counts one half
 
 
 def on_inputs(
-    asked: Asked, modality: str, inputs: Sequence[tuple[str | None, str | Path | None]]
+    asked: Asked, modality: str, inputs: Sequence[tuple[str | None, PictureLike | None]]
 ) -> list[OnInput]:
     """What the latents do on each input (text, image). Raises DataError for a store of another
     modality."""

@@ -14,7 +14,8 @@ from saekit.store.stack import StackedStore
 
 def near_latent(inspected: InspectedModel, known: Known, latent: int, by: str) -> Ranking:
     """Other latents by the cosine of their decoder or encoder rows, or by the Jaccard index of the
-    rows of the store on which they are active, as the page of `inspect` orders them. Raises DataError where there are none."""
+    rows of the store on which they are active, as the page of `inspect` orders them. Raises
+    DataError where there are none."""
     alive = known.active > 0
     others = alive.copy()
     others[latent] = False
