@@ -29,7 +29,7 @@ PictureLike = str | Path | np.ndarray | torch.Tensor | InMemory
 
 def named_picture(name: PictureLike, remedy: str = "give another file") -> Image:
     """The picture in a file, or of an embedded data set by its number or name there
-    (`embedded:digits:8`, `embedded:openmoji:crab #0`), or one in memory, as `as_image` takes it: a
+    (`embedded:digits:8`, `embedded:openmoji:crab #0`, or `crab` for the first), or one in memory, as `as_image` takes it: a
     PIL image, or pixels (H,W), (H,W,C) or (C,H,W), uint8 or floats from 0 to 1.
 
     `remedy` is the hint for a file that cannot be read. Raises DataError, MissingError.
@@ -45,8 +45,9 @@ def named_picture(name: PictureLike, remedy: str = "give another file") -> Image
     if known.modality != "image":
         raise DataError(f"{PREFIX}{set_name} holds texts", "give images")
     names = list(known.names)
-    if which in names:
-        return known.load(names.index(which))
+    for full in (which, f"{which} #0"):  # the first of several by their common name
+        if full in names:
+            return known.load(names.index(full))
     if not which.isdecimal() or int(which) >= len(names):
         raise DataError(
             f"{PREFIX}{set_name} has no image {which!r}",

@@ -19,6 +19,11 @@ def test_a_file_and_an_embedded_image_by_number_and_name(tmp_path):
         assert named_picture(name).tobytes() == expected
 
 
+def test_the_first_of_several_has_their_common_name():
+    short, whole = (named_picture(f"embedded:openmoji:crab{end}") for end in ("", " #0"))
+    assert short.tobytes() == whole.tobytes()
+
+
 def test_a_picture_in_memory():
     expected = digits.image(3)
     pixels_HW = np.array(expected)
