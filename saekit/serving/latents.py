@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from saekit.errors import DataError, SaekitError
+from saekit.inspection.described import label_of
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel
-from saekit.inspection.query import label_of
 from saekit.inspection.records import feature_records
 from saekit.inspection.show import Thumbnails
 from saekit.serving.wording import fault

@@ -11,19 +11,15 @@ import numpy as np
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Document
 from saekit.inspection.described import Described
-from saekit.inspection.explained import of_explanation
 from saekit.inspection.inputs import InputRows, input_rows
 from saekit.inspection.known import Known
 from saekit.inspection.on_input import OnInput, of_input, over_rows
-from saekit.inspection.search import (
-    ORDERS,
-    Ranking,
-    check_order,
-    kept,
-    near_latent,
-    of_label,
-    of_token,
-)
+from saekit.inspection.questions import QUESTIONS, check_order
+from saekit.inspection.questions.explained import of_explanation
+from saekit.inspection.questions.label import of_label
+from saekit.inspection.questions.near import near_latent
+from saekit.inspection.questions.token import of_token
+from saekit.inspection.search import Filters, Ranking, kept
 from saekit.serving.latents import KnownLatents, Scanned
 from saekit.serving.questions import SearchQuestion
 from saekit.serving.reading import Reader
@@ -63,14 +59,15 @@ class Searcher:
         described = None
         if asked == "explained" and scanned is not None:
             described = scanned.known.described
-        said = lambda j: None if described is None else described.label(j)
+        label = lambda j: None if described is None else described.label(j)
+        said = lambda j: {} if (of_j := label(j)) is None else {"label": of_j.text}
         return {
             "asked": asked,
             "by": by,
-            "orders": ORDERS.get(asked, ()),
+            "orders": QUESTIONS[asked].orders,
             "found": [
                 self.known.brief(j)
-                | ({"label": said(j)} if said(j) else {})
+                | said(j)
                 | {
                     "act": None if ranking.act is None else float(ranking.act[j]),
                     "figures": {n: v for n, v in of_j.items() if not is_chance(n)},
@@ -121,10 +118,10 @@ class Searcher:
 
     def _passing(self, question: SearchQuestion) -> np.ndarray:
         """(F,) bool: the latents that pass the filters."""
-        given = (question.min_density, question.max_density, question.not_bos)
-        if given == (None, None, False):
+        filters = Filters(question.min_density, question.max_density, question.not_bos)
+        if filters == Filters():
             return np.ones(self.known.count, bool)
-        return kept(self._scanned("not_bos").known, *given)
+        return kept(self._scanned("not_bos").known, filters)
 
     def _scanned(self, what: str) -> Scanned:
         """Raises UsageError without a store."""
