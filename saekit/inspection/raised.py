@@ -7,7 +7,8 @@ from torch import nn
 
 from saekit.errors import DataError, opt
 from saekit.inspection.opening import InspectedModel
-from saekit.inspection.output_head import output_head
+from saekit.inspection.output_head import logit_test, output_head
+from saekit.inspection.output_tests import told
 from saekit.inspection.relate import output_tokens, standing_out_by_chance
 from saekit.inspection.show import token_texts
 from saekit.store.reader import Store
@@ -18,7 +19,8 @@ def raised_tokens(
     inspected: InspectedModel, latents: list[int], live: nn.Module | None = None
 ) -> dict[int, str]:
     """Latent -> the token whose logit its decoder row raises most on the direct path, for those
-    whose largest logits stand out more than 99 % of random directions do: the rule of the page.
+    whose largest logits stand out more than those of 99 % of random directions, together or by
+    itself: the rule of the page.
 
     Loads the language model. Raises DataError where the output head does not read the decoder.
     """
@@ -33,15 +35,15 @@ def raised_tokens(
     if head is None:
         raise DataError(f"no output tokens: {why}", f"drop {opt('raises', True)}")
     texts = token_texts(store)
-    tokens, stands_out_N2 = output_tokens(
+    tokens, apart_N2K = output_tokens(
         W_dec_FD.detach().float().cpu(),
         torch.tensor(latents, dtype=torch.int64),
         head.W_U_ND,
         lambda row: texts.alone(head.ids[row]),
     )
-    raised_by_chance, _ = standing_out_by_chance(head.W_U_ND)
+    by_chance = standing_out_by_chance(head.W_U_ND)
     return {
         latent: ends["top"][0]["token"]
-        for latent, ends, (raised, _) in zip(latents, tokens, stands_out_N2.tolist())
-        if raised > raised_by_chance
+        for latent, ends, apart_2K in zip(latents, tokens, apart_N2K)
+        if told(logit_test(apart_2K, by_chance), "raised") != 0
     }

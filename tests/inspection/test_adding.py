@@ -179,7 +179,9 @@ def test_the_command_on_the_page_adds_to_it(made, tmp_path, capsys):
     assert cli(capsys, *words[1:])[0] == 0
     assert result.features == 1 and wanted in records(folder) and len(records(folder)) == 2
     # a model in memory has no name for a command
-    saekit.inspect(saekit.load(run), store, tmp_path / "memory", features="top:1")
+    in_memory = saekit.load(run)
+    in_memory.origin = None
+    saekit.inspect(in_memory, store, tmp_path / "memory", features="top:1")
     assert catalog_of(tmp_path / "memory")["meta"]["command"] == ""
 
 

@@ -300,7 +300,7 @@ def test_what_cannot_be_compared_is_refused(made, tmp_path):
     store, run, *_ = made
     narrow = torch.randn(64, 4)
     saekit.train(narrow, tmp_path / "narrow", latents=8, k=2, batch=16, rows=64)
-    with pytest.raises(DataError, match="takes 4 values per row.*\ntry: beside with a checkpoint"):
+    with pytest.raises(DataError, match=r"takes 4 values per row.*\ntry: beside with a checkpoint"):
         saekit.inspect(run, store, tmp_path / "page", beside=tmp_path / "narrow")
     saekit.train(store, tmp_path / "deep", model="dense", rows=64, batch=16)
     with pytest.raises((DataError, UsageError), match="deep decoder"):

@@ -315,7 +315,9 @@ function commandNodes(latents) {
     catch { getSelection().selectAllChildren(box); button.textContent = "Selected"; }
   } }, "Copy");
   const box = el("code", {}, command);
-  return el("div", { class: "command" }, el("pre", {}, box), button);
+  const folder = catalog.meta.command_folder;
+  return el("div", {}, el("div", { class: "command" }, el("pre", {}, box), button),
+    folder ? el("p", { class: "note command-folder" }, `To be run in the folder “${folder}”, where the page was made.`) : null);
 }
 
 // What a list shows of a latent beside its number: label, thumbnail, the tokens it fires on.
@@ -323,29 +325,19 @@ function previewOf(latent) {
   const record = recordOf[latent];
   const meaning = meaningOf(latent);
   const own = names.get(latent) ?? (record >= 0 ? catalog.labels[record] : null);
-  const words = own ? [el("span", { class: "own-label" }, plainNodes(own))] : meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [];
+  const words = meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [];
   // one box, in which the label gives way to the figure
-  if (meaning?.lift && !own) words.push(el("span", { class: "lifted" }, words.pop(), about(el("span", { class: "lift" }, `× ${figure(meaning.lift, 2)}`), "lift")));
-  if (record < 0) return el("span", { class: "preview none" }, catalog.max[latent] === 0 ? "" : words.length ? words : noCommon());
+  if (meaning?.lift) words.push(el("span", { class: "lifted" }, words.pop(), about(el("span", { class: "lift" }, `× ${figure(meaning.lift, 2)}`), "lift")));
+  const name = own ? el("span", { class: "own-label" }, plainNodes(own)) : null; // beside it all that the row has without one
+  if (record < 0) return el("span", { class: "preview none" }, name, catalog.max[latent] === 0 ? "" : words.length ? words : noCommon());
   const thumbnail = catalog.thumbnails[record];
   const common = meaning && meaning.text.trim().toLowerCase();
   catalog.previews[record].filter((token) => token.trim().toLowerCase() !== common)
     .forEach((token) => words.push(el("span", { class: "chip" }, tokenNodes(token, true))));
-  if (!words.length || own || catalog.labels[record]) {
+  if (!words.length || catalog.labels[record]) {
     catalog.data_labels[record].forEach((label) => words.push(el("span", { class: "data-label" }, plainNodes(label))));
   }
-  return el("span", { class: "preview" }, thumbnail ? picture(thumbnail, "") : null, words);
-}
-
-function pageless(latent) {
-  const dead = catalog.max[latent] === 0;
-  return [
-    featureHeader(latent, null, null),
-    section("hint", dead ? "Never active" : "Its examples are not on this page", null,
-      el("p", {}, dead ? `No row of the ${count(catalog.meta.rows)} scanned activates this latent.`
-        : "This latent was scanned, but no examples were gathered for it. This command adds them, and keeps what is here:"),
-      dead ? null : commandNodes([latent])),
-  ];
+  return el("span", { class: "preview" }, thumbnail ? picture(thumbnail, "") : null, name, words);
 }
 
 // `latents`: of the dictionary that lacks it.
