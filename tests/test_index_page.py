@@ -1,4 +1,4 @@
-"""docs/index-search.md: its block of Python runs, on an index of which every activation is known."""
+"""docs/index-search.md: its block of Python runs, on an index whose activations are known."""
 
 from __future__ import annotations
 

@@ -29,8 +29,9 @@ PictureLike = str | Path | np.ndarray | torch.Tensor | InMemory
 
 def named_picture(name: PictureLike, remedy: str = "give another file") -> Image:
     """The picture in a file, or of an embedded data set by its number or name there
-    (`embedded:digits:8`, `embedded:openmoji:crab #0`, or `crab` for the first), or one in memory, as `as_image` takes it: a
-    PIL image, or pixels (H,W), (H,W,C) or (C,H,W), uint8 or floats from 0 to 1.
+    (`embedded:digits:8`, `embedded:openmoji:crab #0`, or `crab` for the first), or one in memory as
+    `as_image` takes it: a PIL image, or pixels (H,W), (H,W,C) or (C,H,W), uint8 or floats from 0 to
+    1.
 
     `remedy` is the hint for a file that cannot be read. Raises DataError, MissingError.
     """
