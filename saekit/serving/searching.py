@@ -45,8 +45,7 @@ class Searcher:
         """{"asked", "by", "orders", "found", "of", "chance", "note", "source"}.
 
         found: at most `most` latents, best first: KnownLatents.brief with `act` (null: it has none
-            of its own), `figures` by name, and `at`, the token of a text's largest value. Of
-            `explained`, `label` is what people or programs said, where they said anything.
+            of its own), `figures` by name, and `at`, the token of a text's largest value.
         note: what is missing for a better answer, or null.
         orders: what the question can be ordered by; of: how many latents answer it.
         chance: name -> what the best latent reaches by chance, where the question has one.
@@ -63,14 +62,12 @@ class Searcher:
         described = None
         if asked == "explained" and scanned is not None:
             described = scanned.known.described
-        said = lambda j: None if described is None else described.label(j)
         return {
             "asked": asked,
             "by": by,
             "orders": ORDERS.get(asked, ()),
             "found": [
                 self.known.brief(j)
-                | ({"label": said(j)} if said(j) else {})
                 | {
                     "act": None if ranking.act is None else float(ranking.act[j]),
                     "figures": {n: v for n, v in of_j.items() if not is_chance(n)},

@@ -152,3 +152,29 @@ def test_words_find_what_people_and_programs_said(made, indexed_run, tmp_path):
     (brief,) = told["found"]
     assert (brief["index"], brief["label"]) == (row.index, row.label) == (5, line["description"])
     assert brief["figures"] == row.figures and told["note"] is None
+
+
+def test_names_and_notes_are_labels_and_words_find_them(made, indexed_run, tmp_path):
+    """As the page saves them: the file beside the checkpoint, and the label of `features`."""
+    run = shutil.copytree(indexed_run, tmp_path / "run")
+    saved = {
+        "names": [{"index": 9, "name": "Zoo Keepers"}],
+        "notes": [{"index": 11, "note": "ask the zookeeper"}],
+    }
+    (run / "names-topk.json").write_text(json.dumps(saved))
+    with Running(open_workbench(run, [made.store], device=CPU)) as running:
+        client = running.client
+        for words, latents in [("zoo", [9, 11]), ("ZOO KEEPER", [9]), ("the zookeeper", [11])]:
+            found = client.send(f"latents?q={words.replace(' ', '+')}").json["found"]
+            assert [brief["index"] for brief in found] == latents
+        named = client.send("latents/9").json
+        noted = client.send("latents/11").json
+        read = client.send("text", {"text": TEXT}).json["latents"]
+        explained = client.send("search", {"explained": "zoo keepers"}).json["found"]
+    (row,) = saekit.features(run, made.store, index=[9])
+    assert named["brief"]["label"] == row.label == "Zoo Keepers" == explained[0]["label"]
+    (automatic,) = saekit.features(indexed_run, made.store, index=[9])
+    assert named["brief"]["automatic"] == automatic.label != row.label
+    assert named["own_note"] is None and noted["own_note"] == "ask the zookeeper"
+    assert noted["brief"]["label"] == noted["brief"]["automatic"]
+    assert all(b["label"] == b["automatic"] for n, b in read.items() if n != "9")

@@ -1,4 +1,4 @@
-// The box: a number or words of labels are answered while they are typed, other questions (search.js) when Enter is pressed.
+// The box: a number or words of names and labels are answered while they are typed, other questions (search.js) when Enter is pressed.
 
 const find = {
   number: 0, // of the last question: an answer that comes after another was asked is not shown
@@ -34,13 +34,19 @@ function typed() {
   // proposals, and the arrow that opens them, only where a label is being typed
   if (question.kind === "label" || byId("search").value.startsWith("label:")) byId("search").setAttribute("list", "labels");
   else byId("search").removeAttribute("list");
-  if (question.kind === "number" || question.kind === "words" || question.kind === "none") listWords(byId("search").value.trim());
+  const words = byId("search").value.trim();
+  if (["number", "words", "none"].includes(question.kind)) listWords(words, otherQuestions(words));
+  else if (question.kind === "text" && !PREFIX.test(words) && served.rows !== null) listWords(words, pressEnter(question)); // or words of a name
   else {
     find.number += 1;
     panel.searching = true;
     byId("back").hidden = !input.answer;
-    listed("Search", [], question.problem ?? ["Press ", el("kbd", {}, "Enter"), ` for ${spoken(question)}.`]);
+    listed("Search", [], question.problem ?? pressEnter(question));
   }
+}
+
+function pressEnter(question) {
+  return ["Press ", el("kbd", {}, "Enter"), ` for ${spoken(question)}.`];
 }
 
 // Enter asks; once the answer is there it opens the first.
@@ -61,7 +67,8 @@ function spoken({ kind, value, versus }) {
 
 // --- while one types ------------------------------------------------------------------------------------------------
 
-async function listWords(words) {
+// `rest`: what the note goes on with.
+async function listWords(words, rest = []) {
   const number = ++find.number;
   panel.searching = words !== "";
   byId("back").hidden = !panel.searching || !input.answer;
@@ -70,9 +77,9 @@ async function listWords(words) {
     const { found, of } = await ask(`latents?q=${encodeURIComponent(words)}`);
     if (number !== find.number) return; // another was typed meanwhile
     found.forEach((brief) => panel.found.set(brief.index, brief));
-    const none = served.rows === null ? "Without a store latents are found by their number only." : "No latent has this number or label.";
+    const none = served.rows === null ? "Without a store latents are found by their number only." : "No latent has this number, name or label.";
     const note = found.length === 0 ? (panel.searching ? none : "") : of > found.length ? `The first ${count(found.length)} of ${count(of)}.` : "";
-    listed(panel.searching ? "Found" : "Worth reading first", found.map(({ index }) => ({ latent: index })), [note, ...otherQuestions(words)]);
+    listed(panel.searching ? "Found" : "Worth reading first", found.map(({ index }) => ({ latent: index })), [`${note} `, ...rest]);
   } catch (error) {
     if (number === find.number) failed(error);
   }
@@ -90,7 +97,7 @@ function otherQuestions(word) {
   const questions = [
     ...(served.modality !== "text" ? (served.labels.includes(word) ? [`label:${word}`] : []) : [...(served.index ? [`token:${word}`, `token: ${word}`] : []), `text:${word}`]),
     ...(served.rows === null ? [] : [`explained: ${word}`])];
-  return questions.flatMap((text, at) => [at ? ", " : " Or ask for ", el("button", { type: "button", class: "link-button", onclick: () => {
+  return questions.flatMap((text, at) => [at ? ", " : "Or ask for ", el("button", { type: "button", class: "link-button", onclick: () => {
     byId("search").value = text;
     rank(boxQuestion());
   } }, linkTo(text))]);
@@ -218,7 +225,7 @@ function focusRow(event, place) {
 }
 
 function helpText() {
-  const forms = [["123", "a latent"], ["word", "of its automatic label"], ["near:123", "similar ones"]];
+  const forms = [["123", "a latent"], ["word", "of its name, note, explanation or automatic label"], ["near:123", "similar ones"]];
   if (served.rows !== null) forms.push(["explained: python", "words of names, explanations and labels"]);
   if (served.index && served.modality === "text") forms.push(["token: file", "fire on “·file”, blank included"]);
   if (served.labels.length) forms.push([`label:${served.labels[0]}`, "tell it from other labels"]);

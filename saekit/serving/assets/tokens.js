@@ -25,7 +25,7 @@ function largestIn(latent) {
 }
 
 function briefOf(latent) {
-  return input.answer?.latents[latent] ?? panel.found.get(latent) ?? { index: latent, max: null, density: null, label: null, score: null, page: false };
+  return input.answer?.latents[latent] ?? panel.found.get(latent) ?? { index: latent, max: null, density: null, label: null, automatic: null, score: null, page: false };
 }
 
 // What full shading means: the largest activation in the store, or in this input where no store says more.
