@@ -19,6 +19,7 @@ from saekit.inspection.query import label_of
 from saekit.inspection.records import feature_records
 from saekit.inspection.show import Thumbnails
 from saekit.serving.wording import fault
+from saekit.serving.worth import worth_reading
 
 EXAMPLES = 8
 
@@ -57,6 +58,9 @@ class KnownLatents:
             "" if scores is None or (m := scores.meanings[j]) is None else m.text.strip().casefold()
             for j in range(latents)
         ]
+        self._worth: list[int] = []
+        if known is not None and scores is not None:
+            self._worth = worth_reading(known.index, scores, self._directions_FD)
 
     @property
     def scanned(self) -> Scanned | None:
@@ -111,11 +115,9 @@ class KnownLatents:
         return {"found": [self.brief(j) for j in found[:most]], "of": len(found)}
 
     def _by_label(self, words: str) -> list[int]:
-        if self._scores is None:
-            return []
+        if self._scores is None or not words:
+            return self._worth
         order = self._scores.order().tolist()
-        if not words:
-            return order
         said = [j for j in range(self.count) if words in self._said[j]]
         return said + [j for j in order if words in self._words[j] and words not in self._said[j]]
 
