@@ -18,6 +18,7 @@ from saekit.inspection.opening import InspectedModel
 from saekit.inspection.query import label_of
 from saekit.inspection.records import feature_records
 from saekit.inspection.show import Thumbnails
+from saekit.serving.orders import Orders
 from saekit.serving.wording import fault
 from saekit.serving.worth import worth_reading
 
@@ -51,6 +52,7 @@ class KnownLatents:
         self.count, self.maxima, self.paged = latents, maxima, paged
         self._inspected, self._known = inspected, known
         self._scores = scores = None if known is None else known.scores
+        self.orders = Orders(maxima, scores)
         self._described = described = Described() if known is None else known.described
         # in lower case per latent, for the search: what was said of it, and its automatic label
         self._said = [_said(described, j).casefold() for j in range(latents)]

@@ -1,5 +1,6 @@
 """What the box of the page asks beyond numbers and words of labels: which latents a text, a token,
-a label, words or another latent lead to. Orders and figures are those of `saekit.features`."""
+a label, words or another latent lead to. Orders and figures are those of `saekit.features`; of a
+text there are also those of `orders`."""
 
 from __future__ import annotations
 
@@ -52,7 +53,10 @@ class Searcher:
         Raises what `saekit.features` raises.
         """
         asked = question.asked
-        by = check_order(asked, question.by)
+        others = self.known.orders.names if asked == "text" and question.versus is None else ()
+        by = question.by
+        if by is None or by not in others:
+            by = check_order(asked, by)
         ranking, read = self._ranking(asked, question, by, tell)
         tell(None)
         order = ranking.order[self._passing(question)[ranking.order]]
@@ -65,7 +69,7 @@ class Searcher:
         return {
             "asked": asked,
             "by": by,
-            "orders": ORDERS.get(asked, ()),
+            "orders": [*ORDERS.get(asked, ()), *others],
             "found": [
                 self.known.brief(j)
                 | {
@@ -89,7 +93,12 @@ class Searcher:
             read = self._read(question.text, tell)
             other = None if question.versus is None else self._read(question.versus, tell)
             above = self.reader.dictionary.active_above or 0.0
-            return of_input(read, other, by, above), read
+            if by not in self.known.orders.names:
+                return of_input(read, other, by, above), read
+            ranking = of_input(read, None, "max", above)
+            figure_F = self.known.orders.figure(read.largest.numpy(), by)
+            order = self.known.orders.ordered(ranking.order, read.largest.numpy(), by)
+            return Ranking(order, ranking.act, {by: figure_F}), read
         inspected, known = self._scanned(asked).pair
         if question.token is not None:
             return of_token(inspected, known, question.token, by), None

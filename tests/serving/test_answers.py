@@ -25,7 +25,18 @@ def test_latents_of_a_text_are_those_that_features_ranks(client, made):
     for row in expected:
         brief = answer["latents"][str(row.index)]
         assert (brief["max"], brief["density"]) == (row.max, row.density)
+    # by the share of each one's largest activation in the store, and by the score
+    act = dict(answer["ranked"])
+    assert len(act) < 50  # so all are listed in each order
+    share = {row.index: row.act / row.max for row in expected}
+    listed = [j for j, _ in answer["orders"]["relative"]]
+    assert listed == sorted(act, key=lambda j: -share[j]) != list(act)
     scored = saekit.features(made.run, made.store, text=TEXT, top=50, sort="score")
+    listed = [j for j, _ in answer["orders"]["score"]]
+    assert [j for j in listed if answer["latents"][str(j)]["score"]] == [
+        row.index for row in scored if row.score
+    ]
+    assert answer["orders"]["score"] == [[j, act[j]] for j in listed]
     for row in scored:
         brief = answer["latents"][str(row.index)]
         assert (brief["label"], brief["score"]) == (row.label, row.score)

@@ -37,6 +37,7 @@ def test_the_figures_of_a_token_are_those_of_the_answer(tab, client, made):
     (context,) = answer["contexts"]
     assert tab.texts("#contexts .token") == [t.lstrip(" ") and t for t in context["tokens"]]
     # the strongest in the text, as the library ranks them
+    tab.page.select_option("#order", "max")
     ranked = saekit.features(made.run, made.store, text=TEXT, top=50)
     assert tab.texts("#latents .number") == [f"#{row.index}" for row in ranked]
     assert tab.texts("#latents .value") == [
@@ -56,7 +57,7 @@ def test_the_figures_of_a_token_are_those_of_the_answer(tab, client, made):
 def test_a_chosen_latent_shades_its_tokens(tab, client):
     tab.read()
     answer = client.send("text", {"text": TEXT}).json
-    (latent, _), maximum = answer["ranked"][1], None
+    (latent, _), maximum = answer["orders"]["relative"][1], None
     maximum = answer["latents"][str(latent)]["max"]
     tab.page.click(f'#latents [data-latent="{latent}"]')
     acts = {
@@ -292,6 +293,7 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     tab.page.set_input_files("#file", tmp_path / "digit.png")
     tab.page.wait_for_selector("#contexts .cell")
     given = {"image": tmp_path / "digit.png"}
+    tab.page.select_option("#order", "max")
     ranked = saekit.features(digit_server.run, digit_server.store, **given, top=50)
     assert tab.texts("#latents .number") == [f"#{row.index}" for row in ranked]
     assert tab.texts("#latents .value") == [
@@ -303,7 +305,7 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     tab.page.locator("#latents .add").first.click()
     tab.page.click("#run")
     tab.status("steer", "Done")
-    expected = saekit.steer(digit_server.run, **given, latents={ranked[0].index: 2.0})
+    expected = saekit.steer(digit_server.run, **given, latents={ranked[0].index: 1.0})
     classes = tab.page.locator(".classes tbody tr").all()
     assert len(classes) == 10
     for row, change in zip(classes, expected.classes):
@@ -315,7 +317,7 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     tab.page.wait_for_selector("#doses .verdict")
     tab.status("steer", "Done")
     measured = saekit.steer(
-        digit_server.run, **given, latents={ranked[0].index: 2.0}, dose=[1.0, 2.0]
+        digit_server.run, **given, latents={ranked[0].index: 1.0}, dose=[0.5, 1.0]
     )
     assert tab.texts("#doses .targets .chip") == measured.targets
     effects = [f"{dose.effect:+.3f}".replace("-", "−") for dose in measured.doses]

@@ -11,14 +11,20 @@ function listInput() {
   if (panel.searching) return;
   if (input.kept) { listAt(input.kept.context, input.kept.at); return; }
   if (!input.answer) { listed("Worth reading first", [], ""); listWords(""); return; }
-  listed(`Strongest in ${input.stale ? `the ${served.modality} before` : `this ${served.modality}`}`, input.answer.ranked.map(([latent, act]) => ({ latent, act })), "");
+  listed(`Strongest in ${input.stale ? `the ${served.modality} before` : `this ${served.modality}`}`, rankedInInput().map(([latent, act]) => ({ latent, act })), "");
+  offerOrders();
 }
 
 function listAt(context, at) {
   if (panel.searching) return;
   const row = rowAt(context, at);
   listed(["At ", el("span", { class: "chip" }, input.answer.contexts[context].tokens ? tokenNodes(input.answer.contexts[context].tokens[at], true) : nameAt(context, at))],
-    row.latents.map((latent, place) => ({ latent, act: row.acts[place] })), row.latents.length ? "" : "No latent is active here.");
+    rankedInRow(row).map(([latent, act]) => ({ latent, act })), row.latents.length ? "" : "No latent is active here.");
+  offerOrders();
+}
+
+function offerOrders() {
+  if (served.orders.length) drawOrders(["max", ...served.orders], input.order);
 }
 
 function listed(title, entries, note) {
@@ -34,11 +40,12 @@ function listed(title, entries, note) {
 // its bar, its other figures, and whether chance reaches it.
 function latentRow({ latent, act, measure }) {
   if (measure) return answerRow(latent, measure);
-  const { max, density } = briefOf(latent);
+  const { max, density, score } = briefOf(latent);
   const share = act === undefined ? 0 : Math.abs(act) / (max || scaleOf(latent));
   const told = act === undefined ? shortPercent(density) : figure(act);
   return rowOf(latent, [told, act !== undefined && max ? el("span", { class: "of" }, ` of ${figure(max)}`) : null],
-    act === undefined ? null : bar(share, act < 0 ? "cold" : ""));
+    act === undefined ? null : bar(share, act < 0 ? "cold" : ""),
+    act !== undefined && input.order === "score" && score !== null ? el("span", { class: "facts" }, `score ${figure(score, 2)}`) : null);
 }
 
 function answerRow(latent, { text, share, facts, within }) {

@@ -44,7 +44,7 @@ function take(answer) {
   byId("back").hidden = true;
   drawInput();
   listInput();
-  if (first && input.chosen === null && answer.ranked.length) choose(answer.ranked[0][0]);
+  if (first && input.chosen === null && answer.ranked.length) choose(rankedInInput()[0][0]);
 }
 
 async function readImage(file) {
@@ -116,6 +116,7 @@ function listenForImages() {
 async function start() {
   applyTheme();
   served = await ask("about");
+  if (served.orders.includes("relative")) input.order = "relative"; // by size alone latents that are large everywhere come first
   // what the drawing functions of the explorer read
   catalog = { meta: { modality: served.modality, latents: served.latents, rows: served.rows }, single_file: false };
   contextPlace = new Map();

@@ -5,6 +5,7 @@ const input = {
   kept: null, // {context, at}: the token or patch whose latents the list keeps showing
   chosen: null, // the latent that shades
   stale: false, // whether the question after it failed
+  order: "max", // of its latents: max, or one of served.orders
 };
 
 function rowAt(context, at) {
@@ -26,6 +27,19 @@ function largestIn(latent) {
 
 function briefOf(latent) {
   return input.answer?.latents[latent] ?? panel.found.get(latent) ?? { index: latent, max: null, density: null, label: null, automatic: null, score: null, page: false };
+}
+
+// The latents of the whole input in the chosen order, [latent, act].
+function rankedInInput() {
+  return input.order === "max" ? input.answer.ranked : input.answer.orders[input.order];
+}
+
+// Those of one row, largest activation first, in the chosen order.
+function rankedInRow({ latents, acts }) {
+  const entries = latents.map((latent, place) => [latent, acts[place]]);
+  if (input.order === "max") return entries;
+  const figureOf = ([latent, act]) => { const { max, score } = briefOf(latent); return input.order === "score" ? score ?? 0 : max > 0 ? Math.abs(act) / max : 0; };
+  return entries.sort((a, b) => figureOf(b) - figureOf(a));
 }
 
 // What full shading means: the largest activation in the store, or in this input where no store says more.
@@ -85,9 +99,9 @@ const TOLD = 4; // latents in a tip; the list beside has all
 function point(context, at, span) {
   const row = rowAt(context, at);
   const box = span.getBoundingClientRect();
-  const lines = row ? row.latents.slice(0, TOLD).map((latent, place) => {
+  const lines = row ? rankedInRow(row).slice(0, TOLD).map(([latent, act]) => {
     const { max, label } = briefOf(latent);
-    return `#${latent}  ${figure(row.acts[place])}${max ? ` of ${figure(max)}` : ""}${label ? `  ${label}` : ""}`;
+    return `#${latent}  ${figure(act)}${max ? ` of ${figure(max)}` : ""}${label ? `  ${label}` : ""}`;
   }) : ["not a row that the dictionary takes"];
   if (row && row.latents.length > TOLD) lines.push(`and ${row.latents.length - TOLD} more`);
   if (row && row.latents.length === 0) lines.push("no latent is active");
@@ -110,11 +124,14 @@ function keep(context, at) {
 
 // --- shading --------------------------------------------------------------------------------------------------------
 
+// The latent that shades and has the panel; null: none.
 function choose(latent) {
-  input.chosen = input.chosen === latent ? null : latent;
+  const same = input.chosen === latent;
+  input.chosen = latent;
   if (input.answer) shade();
   markChosen();
-  showDetail(input.chosen);
+  if (same && byId("detail").querySelector("h3")) freshen(byId("detail"));
+  else showDetail(latent);
 }
 
 function shade() {
@@ -138,5 +155,5 @@ function shadingNodes(latent, max) {
   return [el("span", {}, `#${latent}`),
     el("div", { class: "color-bar", role: "img", "aria-label": `Shading from 0 to ${figure(max)}` },
       el("span", {}, "0"), el("span", { class: "ramp" }), el("span", {}, figure(max))),
-    el("button", { type: "button", class: "button small", id: "clear-shading", onclick: () => choose(latent) }, "Clear")];
+    el("button", { type: "button", class: "button small", id: "clear-shading", onclick: () => choose(null) }, "Clear")];
 }
