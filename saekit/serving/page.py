@@ -11,7 +11,7 @@ from saekit.inspection.page import asset, theme
 # Of the explorer, then of this page. In this order they are one script in one closure.
 SHARED = (
     *("format.js", "data.js", "explain.js", "bar.js", "charts.js", "text.js", "images.js"),
-    "search.js",
+    *("patches.js", "search.js"),
 )
 OWN = (
     *("ask.js", "tokens.js", "patches.js", "panel.js", "find.js", "edits.js", "controls.js"),

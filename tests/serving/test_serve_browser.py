@@ -302,6 +302,33 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     tab.page.hover('#contexts [data-at="10"]')
     assert "row 1, column 2" in tab.texts("#tip")[0]
     tab.page.mouse.move(2, 2)
+    # its overlays are those of an example, on the latent's one scale
+    tab.page.click(f'#latents [data-latent="{ranked[0].index}"]')
+    cells = tab.page.locator("#contexts .cell")
+    acts = cells.evaluate_all("cells => cells.map(cell => Number(cell.dataset.act))")
+    assert sum(act > 0 for act in acts) > 0
+    heat = tab.page.locator("#contexts canvas.heat").evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    wanted = [min(act / ranked[0].max, 1) * 255 for act in acts]
+    assert heat[3::4] == pytest.approx(wanted, abs=0.51)
+    shown = {"spotlight": ".veil", "heat map": ".heat", "contour": ".outline"}
+    for name in (*shown, "picture"):
+        tab.page.click(f'#shading button:has-text("{name}")')
+        for part in shown.values():
+            is_shown = part == shown.get(name) or (name, part) == ("spotlight", ".outline")
+            assert tab.page.locator(f"#contexts {part}").is_visible() == is_shown, (name, part)
+    gray = tab.page.locator("#contexts img").evaluate("i => getComputedStyle(i).filter")
+    assert gray == "none"
+    # an example is read patch by patch, and enlarged
+    tab.page.wait_for_selector("#detail:not([aria-busy]) .frame")
+    tab.page.hover("#detail .frame >> nth=0")
+    assert "patch row" in tab.texts("#tip")[0]
+    tab.page.click("#detail .frame >> nth=0")
+    tab.page.wait_for_selector("#zoom[open] .frame")
+    tab.page.click('#zoom-overlay button:has-text("heat map")')
+    assert tab.page.locator("#zoom .heat").is_visible()
+    tab.page.keyboard.press("Escape")
     tab.page.locator("#latents .add").first.click()
     tab.page.click("#run")
     tab.status("steer", "Done")

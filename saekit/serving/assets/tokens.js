@@ -137,7 +137,8 @@ function choose(latent) {
 function shade() {
   const latent = input.chosen;
   const max = latent === null ? 1 : scaleOf(latent);
-  input.answer.contexts.forEach((_, context) => {
+  input.answer.contexts.forEach((content, context) => {
+    if (content.grid) drawOverlay(content, context, latent, max);
     for (const node of document.querySelectorAll(`#contexts [data-context="${context}"] [data-at]`)) {
       const act = latent === null ? 0 : actAt(context, Number(node.dataset.at), latent) ?? 0;
       const share = clamp01(Math.abs(act) / max);
@@ -155,5 +156,6 @@ function shadingNodes(latent, max) {
   return [el("span", {}, `#${latent}`),
     el("div", { class: "color-bar", role: "img", "aria-label": `Shading from 0 to ${figure(max)}` },
       el("span", {}, "0"), el("span", { class: "ramp" }), el("span", {}, figure(max))),
-    el("button", { type: "button", class: "button small", id: "clear-shading", onclick: () => choose(null) }, "Clear")];
+    served.modality === "image" ? overlayButtons() : null,
+    el("button", { type: "button", class: "button small", id: "clear-shading", onclick: () => choose(null) }, "Clear")].filter(Boolean);
 }
