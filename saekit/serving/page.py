@@ -14,7 +14,16 @@ SHARED = (
     *("patches.js", "search.js"),
 )
 OWN = (
-    *("ask.js", "tokens.js", "patches.js", "panel.js", "find.js", "edits.js", "controls.js"),
+    *(
+        "ask.js",
+        "tokens.js",
+        "patches.js",
+        "panel.js",
+        "answerable.js",
+        "find.js",
+        "edits.js",
+        "controls.js",
+    ),
     *("steer.js", "serve.js"),
 )
 

@@ -288,7 +288,16 @@ def digit() -> bytes:
 
 def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_path):
     tab = Tab(browser, digit_server.client.url)
-    assert "text" not in tab.page.get_attribute("#search", "placeholder")
+    # only what these pictures can answer is offered, and nothing else is asked
+    offers = tab.texts("#search-name, #search-help")
+    offers.append(tab.page.get_attribute("#search", "placeholder"))
+    assert "near:" in offers[2] and "explained:" in offers[2]
+    assert not any(word in text for text in offers for word in ("token", "text"))
+    for asked, why in [("token: cat", "images have no tokens"), ("text: cat", "is of images")]:
+        tab.page.fill("#search", asked)
+        tab.page.press("#search", "Enter")
+        tab.page.wait_for_selector(f'#list-note:has-text("{why}")')
+    assert not any(url.endswith("/search") for url in tab.requests)
     (tmp_path / "digit.png").write_bytes(digit())
     tab.page.set_input_files("#file", tmp_path / "digit.png")
     tab.page.wait_for_selector("#contexts .cell")

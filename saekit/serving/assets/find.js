@@ -30,7 +30,9 @@ const FIGURE = {
 const ORDER_NAMES = { max: "activation", relative: "share of its maximum", auroc: "AUROC", decoder: "decoder rows", encoder: "encoder rows", coactivation: "co-activation" };
 
 function boxQuestion() {
-  return understood(byId("search").value, served.modality === "text");
+  const question = understood(byId("search").value, served.modality === "text");
+  const problem = whyNot(question.kind);
+  return problem ? { kind: "wrong", value: question.value, problem } : question;
 }
 
 function typed() {
@@ -101,9 +103,10 @@ function failed(error) {
 // What else a word may mean: links that ask it.
 function otherQuestions(word) {
   if (!word || NUMBER.test(word)) return [];
+  const can = answerable();
   const questions = [
-    ...(served.modality !== "text" ? (served.labels.includes(word) ? [`label:${word}`] : []) : [...(served.index ? [`token:${word}`, `token: ${word}`] : []), `text:${word}`]),
-    ...(served.rows === null ? [] : [`explained: ${word}`])];
+    ...(can.label && served.labels.includes(word) ? [`label:${word}`] : []), ...(can.token ? [`token:${word}`, `token: ${word}`] : []),
+    ...(can.text ? [`text:${word}`] : []), ...(can.explained ? [`explained: ${word}`] : [])];
   return questions.flatMap((text, at) => [at ? ", " : "Or ask for ", el("button", { type: "button", class: "link-button", onclick: () => {
     byId("search").value = text;
     rank(boxQuestion());
@@ -221,9 +224,7 @@ function chanceText(by, chance) {
 
 function listenForSearch() {
   const box = byId("search");
-  byId("labels").replaceChildren(...served.labels.map((label) => el("option", { value: `label:${label}` })));
-  byId("search-help").replaceChildren(...helpText());
-  if (served.modality !== "text") box.placeholder = "Number, label:, near: or explained:";
+  offerQuestions();
   onSubmit("search-form", entered);
   box.addEventListener("input", typed);
   byId("back").addEventListener("click", () => { box.value = ""; listWords(""); });
@@ -243,13 +244,4 @@ function focusRow(event, place) {
   if (!row) return;
   event.preventDefault();
   row.focus();
-}
-
-function helpText() {
-  const forms = [["123", "a latent"], ["word", "of its name, note, explanation or automatic label"], ["near:123", "similar ones"]];
-  if (served.rows !== null) forms.push(["explained: python", "words of names, explanations and labels"]);
-  if (served.index && served.modality === "text") forms.push(["token: file", "fire on “·file”, blank included"]);
-  if (served.labels.length) forms.push([`label:${served.labels[0]}`, "tell it from other labels"]);
-  if (served.modality === "text") forms.push(["The cat sat", "a text, through the model"], ["The cat versus: The dog", "more in the first"]);
-  return forms.map(([example, meaning]) => el("span", {}, el("code", {}, example), ` ${meaning}`));
 }
