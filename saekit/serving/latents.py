@@ -52,7 +52,7 @@ class KnownLatents:
         self.count, self.maxima, self.paged = latents, maxima, paged
         self._inspected, self._known = inspected, known
         self._scores = scores = None if known is None else known.scores
-        self.orders = Orders(maxima, scores)
+        self.orders = Orders(maxima, scores, None if known is None else known.active)
         self._described = described = Described() if known is None else known.described
         # in lower case per latent, for the search: what was said of it, and its automatic label
         self._said = [_said(described, j).casefold() for j in range(latents)]

@@ -68,7 +68,7 @@ def test_a_text_can_be_ordered_by_share_and_score(indexed, made):
     """Share of each latent's largest activation in the store, worked out from `features`."""
     run, client = indexed
     rows = saekit.features(run, made.store, text=TEXT, top=64)
-    share = {row.index: row.act / row.max for row in rows}
+    share = {row.index: min(row.act / row.max, 1) for row in rows}
     told = client.send("search", {"text": TEXT, "by": "relative"}).json
     assert told["orders"] == ["max", "mean", "relative", "score"]
     assert [b["index"] for b in told["found"]] == sorted(share, key=lambda j: -share[j])

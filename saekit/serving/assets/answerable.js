@@ -27,7 +27,7 @@ function whyNot(kind) {
 }
 
 function offerQuestions() {
-  const text = offered(TYPED, served.modality === "text" ? ["near"] : []);
+  const text = offered(TYPED, served.modality === "text" ? ["near", "label"] : []);
   byId("search").placeholder = `${text[0].toUpperCase()}${text.slice(1)}`;
   byId("search-name").textContent = `Search latents by ${offered(SPOKEN)}`;
   byId("labels").replaceChildren(...(answerable().label ? served.labels : []).map((label) => el("option", { value: `label:${label}` })));

@@ -38,8 +38,17 @@ function rankedInInput() {
 function rankedInRow({ latents, acts }) {
   const entries = latents.map((latent, place) => [latent, acts[place]]);
   if (input.order === "max") return entries;
-  const figureOf = ([latent, act]) => { const { max, score } = briefOf(latent); return input.order === "score" ? score ?? 0 : max > 0 ? Math.abs(act) / max : 0; };
-  return entries.sort((a, b) => figureOf(b) - figureOf(a));
+  return entries.map((entry) => [entry, orderFigure(...entry)]).sort(([, a], [, b]) => b - a).map(([entry]) => entry);
+}
+
+// As orders.py: of latents that were active in few rows the maximum says little.
+const LEAST_ROWS = 10;
+
+function orderFigure(latent, act) {
+  const { max, density, score } = briefOf(latent);
+  if (input.order === "score") return score ?? 0;
+  const isRare = density !== null && Math.round(density * served.rows) < LEAST_ROWS;
+  return (max > 0 ? Math.min(Math.abs(act) / max, 1) : 0) + (isRare ? 0 : 2);
 }
 
 // What full shading means: the largest activation in the store, or in this input where no store says more.
