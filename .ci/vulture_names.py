@@ -63,6 +63,7 @@ small_chunks
 # Keys of JSON files and output, written by dataclasses.asdict
 _.schema_version
 _.logit_note
+_.command_folder
 _.gb_per_s
 _.tflop_per_s
 _.peak_mb

@@ -229,14 +229,14 @@ class Example:
     the key of a thumbnail.
     """
 
-    group: Literal["top", "interval", "random", "quantile"]
+    group: Literal["top", "interval", "random", "quantile", "median"]
     act: float  # the latent's activation at this row, with its sign
     doc_id: int
     example_id: int
     position: int
     values: list[float]
     source: str = ""  # document name or image reference
-    # number of the record's band or of the quantile, 0 the lowest; None for the top and random
+    # number of the record's band or of the quantile, 0 the lowest; None for the other groups
     interval: int | None = None
     tokens: list[str] | None = None
     centre: int | None = None
@@ -272,7 +272,9 @@ class FeatureRecord:
     # [{"low", "high", "rows"}] x 5: intervals of |value| from 0 to max, and the rows in them
     bands: list[dict[str, float]] | None = None
     # how far the most raised and lowered logits stand out, in standard deviations, and what 99 % of
-    # random directions stay below: {"raised", "lowered", "raised_chance", "lowered_chance"}
+    # random directions stay below: {"raised", "lowered", "raised_chance", "lowered_chance"} of ten
+    # together, the same with "_one" of the strongest only; "raised_beyond", "lowered_beyond": how
+    # many of the ten do so by themselves
     logit_test: dict[str, float] | None = None
     # {"edges": [51], "counts": [50]}: how many tokens of the vocabulary the decoder row raises or
     # lowers by how much; None where neither end stands out
@@ -282,13 +284,20 @@ class FeatureRecord:
     # the commonest word of its rows: {"kind", "text", "count", "of", "coherence",
     # "lift"}
     meaning: dict[str, Any] | None = None
-    # rows of all sizes: at random, and of each fifth of the rows by size
+    # rows of all sizes: at random, of each fifth of the rows by size, and the one of median size
     samples: list[Example] = field(default_factory=list)
     # text: {"tokens": [{"token", "rows", "lift"}], "different", "position", "first"}
     tokens: dict[str, Any] | None = None
-    # {"labels": [{"label", "examples", "strongest", "lift"}], "examples", "strongest"}: labels of
-    # the data that its images (contexts) have more often than others (saekit.inspection.labels)
+    # {"labels": [{"label", "examples", "strongest", "lift"}], "examples", "strongest", "least"}:
+    # labels of the data that its images (contexts) have more often than others, none below `least`
+    # of these (saekit.inspection.labels)
     data_labels: dict[str, Any] | None = None
+    # [{"low", "high", "rows"}] x 5: the smallest and the largest |value| of each fifth of its rows
+    # by size, of equal numbers of rows, and that number
+    fifths: list[dict[str, float]] | None = None
+    # {"count", "of", "lift"}: of all its rows, or for labels and names all its images (contexts),
+    # those with the word of `meaning` (saekit.inspection.word_lift)
+    word: dict[str, float] | None = None
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in ("density", "active_rows", "max", "label")}

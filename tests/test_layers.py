@@ -138,6 +138,7 @@ def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
         "saekit/serving/assets/serve.html",
         "saekit/embedded/digits_vit/model.safetensors",
         "saekit/embedded/openmoji/emoji.tsv",
+        "saekit/embedded/openmoji/parts.tsv",
         "saekit/embedded/openmoji/NOTICE.md",
         "saekit/embedded/openmoji_vit/model.safetensors",
         "saekit/embedded/openmoji_vit/NOTICE.md",

@@ -85,7 +85,8 @@ def _summary(result: AttributionResult) -> str:
     ]
     lines = [
         f"{result.metric}: {result.value:.4f}",
-        f"correlation of effect and ablated: {figure(result.correlation)}",
+        f"correlation of effect and ablated over these {len(result.nodes)}:"
+        f" {figure(result.correlation)}",
         table(rows[0], rows[1:]),
         table(header, quality),
         "",

@@ -84,7 +84,7 @@ IMAGE = Part(
             "k": 16, "k_start": 32, "k_anneal": 0.4, "lr": 1e-3, "batch": 2048, "rows": 1_500_000,
         },
         "gated": {
-            "sparsity": "gated", "target_l0": 8, "lr": 1e-3, "batch": 2048, "rows": 1_000_000,
+            "sparsity": "gated", "target_l0": 10, "lr": 1e-3, "batch": 2048, "rows": 1_000_000,
         },
         "pca": {"model": "pca", "latents": 16},
     },

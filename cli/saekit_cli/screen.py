@@ -27,6 +27,7 @@ PLAIN_SECONDS = 10.0
 REDRAW_SECONDS = 0.1
 BAR = 24  # columns
 GAP = "  "
+MORE = "…"
 
 
 def take_any_encoding() -> None:
@@ -67,6 +68,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def cut(text: str, width: int) -> str:
+    """At most `width` characters, the last of which says that there were more."""
+    return text if len(text) <= width else text[: max(width - 1, 0)].rstrip() + MORE
+
+
+def columns_of_output() -> int | None:
+    """Of the terminal that stdout goes to, or $COLUMNS; None for a file or a pipe, where lines may
+    be as long as they are."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return shutil.get_terminal_size().columns
+    return None
 
 
 def figure(value: float | None, form: str = ".4f") -> str:

@@ -34,6 +34,7 @@ KEY = (
 )
 NARROWEST = 24  # columns of a text
 CLASSES = 10
+SMALLEST_KL = 0.0001  # of a patch that is named
 DOSED = 3  # classes with their probabilities at each dose
 OF_TEXTS = (
     "KL(clean || steered) of the next tokens along each of the two texts, in nats; perplexity of"
@@ -209,9 +210,10 @@ def _image_lines(result: ImageSteerResult) -> list[str]:
     rows = [[c.label, f"{c.clean:.2%}", f"{c.steered:.2%}"] for c in result.classes[:CLASSES]]
     flat = [(kl, y, x) for y, row in enumerate(result.patches) for x, kl in enumerate(row)]
     kl, y, x = max(flat)
+    where = f", in row {y}, column {x}" if kl >= SMALLEST_KL else ""
     lines = [
         *(*result.edits, "", table(("class", "clean", "steered"), rows), ""),
-        f"KL {result.kl:.4f}; of a single patch at most {kl:.4f}, in row {y}, column {x}",
+        f"KL {result.kl:.4f}; of a single patch at most {kl:.4f}{where}",
     ]
     if not result.doses:
         return lines

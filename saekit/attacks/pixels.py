@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saekit.embedded import PREFIX, data_set
-from saekit.errors import DataError, UsageError, did_you_mean, opt
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.images import prepared
 from saekit.harvesting.models import LiveModel
-from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.named_pictures import named_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +72,7 @@ def pixels_of(picture: Picture, live: LiveModel, scale: PixelScale) -> torch.Ten
     """
     if isinstance(picture, torch.Tensor):
         return _checked(picture, live)
-    return pixels_of_image(opened(picture), live, scale)
+    return pixels_of_image(named_picture(picture), live, scale)
 
 
 def pixels_of_image(image: Image, live: LiveModel, scale: PixelScale) -> torch.Tensor:
@@ -83,26 +82,6 @@ def pixels_of_image(image: Image, live: LiveModel, scale: PixelScale) -> torch.T
     converted = image.convert("L" if layout.channels == 1 else "RGB")
     pixel_values = prepared([converted], live.processor)
     return scale.to_unit(pixel_values.to(live.device, live.dtype))
-
-
-def opened(picture: str | Path) -> Image:
-    """The picture in a file or of an embedded data set. Raises as `pixels_of`."""
-    text = str(picture)
-    if not text.startswith(PREFIX):
-        return read_picture(Path(picture), remedy="give another file")
-    name, _, which = text.removeprefix(PREFIX).partition(":")
-    known = data_set(PREFIX + name)
-    if known.modality != "image":
-        raise DataError(f"{PREFIX}{name} holds texts", "give images")
-    names = list(known.names)
-    if which in names:
-        return known.load(names.index(which))
-    if not which.isdecimal() or int(which) >= len(names):
-        raise DataError(
-            f"{PREFIX}{name} has no image {which!r}",
-            f"{did_you_mean(which, names)}give a name, or a number below {len(names):,}",
-        )
-    return known.load(int(which))
 
 
 def in_8_bits(x: torch.Tensor) -> torch.Tensor:

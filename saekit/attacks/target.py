@@ -13,8 +13,8 @@ import torch
 from saekit.attacks.pixels import PixelScale, pixel_scale
 from saekit.attacks.scores import LatentScore, States
 from saekit.embedded import PREFIX
-from saekit.errors import DataError, UsageError, did_you_mean, opt
-from saekit.harvesting.classifiers import class_names, load_classifier, no_head
+from saekit.errors import DataError, UsageError, opt
+from saekit.harvesting.classifiers import class_names, class_number, load_classifier, no_head
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.indexing.maxima import indexed_maxima
 from saekit.interop.opening import is_name, open_checkpoint
@@ -65,19 +65,9 @@ class Target:
 
     def number(self, label: str | int) -> int:
         """Of a class by its name or number. Raises DataError."""
-        text = str(label)
-        if text in self.names:
-            return self.names.index(text)
-        if text.isdecimal() and int(text) < len(self.names):
-            return int(text)
         if not self.names:
             raise no_head(self.live.name)
-        near = did_you_mean(text, self.names)
-        listed = ", ".join(self.names[:LISTED]) + ", ..." * (len(self.names) > LISTED)
-        raise DataError(
-            f"{text} is not a class of {self.live.name}",
-            f"{near}give a number below {len(self.names):,} or a name: {listed}",
-        )
+        return class_number(label, self.live)
 
     def latent_score(self, latent: int, direction: Any) -> LatentScore:
         """Raises UsageError for a target without a dictionary or a latent that it lacks."""

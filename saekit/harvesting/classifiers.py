@@ -8,12 +8,14 @@ import torch
 
 from saekit.embedded.silence import quiet_transformers
 from saekit.embedded.weights import check_weights, load_weights
-from saekit.errors import DataError
+from saekit.errors import DataError, did_you_mean
 from saekit.harvesting.location import locate_model
 from saekit.harvesting.memory_models import REVISION, load_model_of
 from saekit.harvesting.models import FromFolder, LiveModel, assemble
 from saekit.harvesting.reading import check_sizes, model_reading
 from saekit.types import ActivationSpec
+
+LISTED = 8  # classes in a hint
 
 
 def load_classifier(name: str, device: str | torch.device = "cpu") -> LiveModel:
@@ -66,6 +68,20 @@ def class_names(live: LiveModel) -> list[str]:
     config: Any = live.module.config
     names: dict[int, str] = config.id2label
     return [names[number] for number in sorted(names)]
+
+
+def class_number(label: str | int, live: LiveModel) -> int:
+    """Of a class by its name or number. Raises DataError."""
+    names, text = class_names(live), str(label)
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    listed = ", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED)
+    raise DataError(
+        f"{text} is not a class of {live.name}",
+        f"{did_you_mean(text, names)}give a number below {len(names):,} or a name: {listed}",
+    )
 
 
 def class_numbers(live: LiveModel, labels: set[str | None]) -> dict[str, int] | None:

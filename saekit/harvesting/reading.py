@@ -176,7 +176,8 @@ def not_found(what: str, name: str, error: BaseException) -> MissingError:
     text = str(error).lower()
     if constants.HF_HUB_OFFLINE:
         return MissingError(
-            f"{what} {name} is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)",
+            f"{what} {name} is not a folder here and not in the local cache, and offline mode is on"
+            " (HF_HUB_OFFLINE=1)",
             f"unset HF_HUB_OFFLINE, give a local folder, or choose an embedded {what}"
             " (embedded:NAME)",
         )
@@ -188,8 +189,8 @@ def not_found(what: str, name: str, error: BaseException) -> MissingError:
         )
     if "connect" in text or "reach" in text:
         return MissingError(
-            f"{what} {name} is not in the local cache, and the hub cannot be reached (offline mode"
-            " is off)",
+            f"{what} {name} is not a folder here and not in the local cache, and the hub cannot be"
+            " reached (offline mode is off)",
             f"check the network, or give a local folder or an embedded {what} (embedded:NAME)",
         )
     return MissingError(

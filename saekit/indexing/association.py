@@ -27,19 +27,21 @@ SHUFFLES = 4
 PIECE = 1 << 22  # entries in memory together
 
 
-def information(both: np.ndarray, active: np.ndarray, target: int, total: int) -> np.ndarray:
-    """(F,) fp64, share of the target's entropy: of `total` places `target` are of the kind, each
-    latent is active in `active` (F,), and in `both` (F,) of the kind. Negative where it is active
-    there less often than elsewhere; 0 where all places, or none, are of the kind."""
+def information(
+    both: np.ndarray, active: np.ndarray, target: int | np.ndarray, total: int
+) -> np.ndarray:
+    """(F,) fp64, share of the target's entropy: of `total` places `target` (one number, or (F,))
+    are of the kind, each latent is active in `active` (F,), and in `both` (F,) of the kind.
+    Negative where it is active there less often than elsewhere; 0 where all places, or none, are of
+    the kind."""
     neither = total - active - target + both
     joint = np.stack([both, active - both, target - both, neither]) / total
     p_active, p_target = active / total, target / total
-    of_target = entr([p_target, 1 - p_target]).sum()
-    if not of_target:
-        return np.zeros(len(active))
+    of_target = entr([p_target, 1 - p_target]).sum(0)
     bits = entr([p_active, 1 - p_active]).sum(0) + of_target - entr(joint).sum(0)
-    sign = np.where(both * float(total) < active * float(target), -1.0, 1.0)
-    return sign * np.maximum(bits, 0.0) / of_target
+    sign = np.where(both * float(total) < active * (target * 1.0), -1.0, 1.0)
+    decided = np.where(of_target > 0, np.maximum(bits, 0.0), 0.0)
+    return sign * decided / np.where(of_target > 0, of_target, 1.0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.indexing.reader import Index
 from saekit.inspection.beside_match import (
     PARTNER,
@@ -41,7 +41,11 @@ def open_beside(
 ) -> InspectedModel:
     """The other dictionary on the same store, known to fit. Raises DataError where its decoder
     rows cannot be compared with those of `inspected`, and what `open_pair` does."""
-    opened = open_pair(other, store, any_store)
+    try:
+        opened = open_pair(other, store, any_store)
+    except DataError as error:  # the store fits the inspected one
+        hint = f"{opt('beside')} with a checkpoint of the same hook"
+        raise DataError(error.cause, hint) from error
     widths = []
     for pair in (inspected, opened):
         directions_FD = _directions(pair)
@@ -85,6 +89,7 @@ def beside_of(
         "kind": kind_of(other.model),
         "latents": len(V_GD),
         "partner": PARTNER,
+        "trained": [training_of(inspected), training_of(other)],
         **summary(W_FD, V_GD, alive_F, alive_G, cosines),
     }
     best_F = cosines.cosine_FK[:, 0]
@@ -107,6 +112,27 @@ def beside_of(
         matches=matches,
         records=_records(other, index, found, min(top, EXAMPLES), shown, data, progress),
     )
+
+
+def training_of(pair: InspectedModel) -> dict[str, Any]:
+    """What a checkpoint's config says of its training, None for what it does not say:
+
+    "kind", "latents" and "width" of the model; "seed", and "order" that of the order of the rows;
+    "rows" trained on; "content" of their (first) store, and "here": whether it is the pair's.
+    """
+    config = {} if pair.checkpoint is None else pair.checkpoint.config
+    training, content = config.get("training") or {}, config.get("content")
+    seed, order = training.get("seed"), training.get("order_seed")
+    return {
+        "kind": kind_of(pair.model),
+        "latents": pair.model.latents,
+        "width": pair.store.spec.d_in,
+        "seed": seed,
+        "order": seed if order is None else order,
+        "rows": (config.get("result") or {}).get("rows"),
+        "content": content,
+        "here": None if content is None else content == pair.contents()[0],
+    }
 
 
 def kind_of(model: Autoencoder) -> str:

@@ -96,9 +96,15 @@ def summary(
     "alive": latents that fire. "share": of them, those with a partner. "mean_best": the mean of
     their best cosines. "chance": `cosine_by_chance`. "counts": how many have their best cosine in
     each of 50 bins from -1 to 1. "one_to_one": the mean cosine of the exact matching
-    (saekit.measures.stability.matched), None above 4,096 latents.
+    (saekit.measures.stability.matched), None above 4,096 latents. "partners", "same_number": of the
+    first's latents those with a partner, and those whose partner has the same number in the other,
+    as it has where both started from the same directions; None for dictionaries of two sizes.
     """
     ways = [cosines.cosine_FK[alive_F, 0].double(), cosines.best_G[alive_G].double()]
+    best_F, same_number = cosines.nearest_FK[:, 0], None
+    partner_F = alive_F & (cosines.cosine_FK[:, 0] >= PARTNER)
+    if len(W_FD) == len(V_GD):
+        same_number = int((partner_F & (best_F == torch.arange(len(best_F)))).sum())
     one_to_one = None
     if max(len(best) for best in ways) <= ONE_TO_ONE:
         one_to_one = float(matched(W_FD[alive_F], V_GD[alive_G])[1].mean())
@@ -112,6 +118,8 @@ def summary(
         ],
         "counts": [np.histogram(best, BINS, (-1, 1))[0].tolist() for best in ways],
         "one_to_one": one_to_one,
+        "partners": int(partner_F.sum()),
+        "same_number": same_number,
     }
 
 

@@ -20,19 +20,32 @@ LEAST_TOGETHER = 3  # rows: of fewer, any figure is chance
 TOKENS = 10
 
 
-SampledRow = tuple[int, float, Literal["random", "quantile"], int | None]
+SampledRow = tuple[int, float, Literal["random", "quantile", "median"], int | None]
 
 
 def sampled_rows(index: Index, latent: int) -> list[SampledRow]:
-    """(row, value, "random" or "quantile", number of the group from the weakest): of all rows at
-    random, and of each fifth of the rows by size."""
+    """(row, value, group, number of a fifth from the weakest): "random" rows of all, "quantile"
+    rows of each fifth of the rows by size, and the row of "median" size, of two the weaker."""
     own, found = index.random(latent, RANDOM), list[SampledRow]()
     for row, value in zip(own.rows.tolist(), own.values.tolist()):
         found.append((row, value, "random", None))
     for number, group in enumerate(index.quantiles(latent, GROUPS, EACH)):
         for row, value in zip(group.rows.tolist(), group.values.tolist()):
             found.append((row, value, "quantile", number))
+    whole = index.activations(latent)
+    by_size = np.argsort(np.abs(whole.values), kind="stable")
+    for at in by_size[(len(whole) - 1) // 2 :][:1].tolist():
+        found.append((int(whole.rows[at]), float(whole.values[at]), "median", None))
     return found
+
+
+def fifths_of(index: Index, latent: int) -> list[dict[str, float]]:
+    """[{"low", "high", "rows"}] x 5, the weakest first: the sizes, |value|, between which the rows
+    of each group lie from which `sampled_rows` draws. 0 to 0 for a group without rows."""
+    sizes = np.sort(np.abs(index.activations(latent).values))
+    groups = np.array_split(sizes, GROUPS)
+    ends = [(float(of[0]), float(of[-1])) if len(of) else (0.0, 0.0) for of in groups]
+    return [{"low": low, "high": high, "rows": len(of)} for (low, high), of in zip(ends, groups)]
 
 
 def together(index: Index, latent: int) -> dict[str, list[dict[str, float]]]:

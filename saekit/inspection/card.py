@@ -13,10 +13,12 @@ from html import escape
 from typing import Any
 
 from saekit.inspection.markup import figure, percent, plain, seen, visible
+from saekit.inspection.output_tests import told
 from saekit.inspection.page import asset, theme
 from saekit.types import Example, FeatureRecord
 
 KINDS = {"token": "on", "next": "before", "previous": "after", "label": "in"}
+ONE_BY_ONE = {"raised": "raises", "lowered": "lowers"}
 STRONG = 0.72  # of the maximum: the shade on which black letters are read
 
 
@@ -213,19 +215,20 @@ def _intervals(record: FeatureRecord, images: Mapping[str, bytes]) -> str:
 
 
 def _output_tokens(record: FeatureRecord) -> str:
-    """The sides that stand out against random directions."""
-    test, lists = record.logit_test, ""
+    """The sides, or single tokens, that stand out against random directions."""
+    lists = ""
     if record.logits is None:
         return ""
     for side, key in (("raised", "top"), ("lowered", "bottom")):
-        if test is not None and not test[side] > test[f"{side}_chance"]:
-            continue
+        count = told(record.logit_test, side)
         chips = "".join(
             f'<span class="chip" title="{figure(entry["value"])}">{visible(entry["token"], True)}'
             "</span> "
-            for entry in record.logits[key]
+            for entry in record.logits[key][:count]
         )
-        lists += f'<p><span class="soft">{side}</span> {chips}</p>'
+        name = side if count is None else f"{ONE_BY_ONE[side]} {count} token{'s' * (count > 1)}:"
+        if chips:
+            lists += f'<p><span class="soft">{name}</span> {chips}</p>'
     none = '<p class="note">No better than those of a random direction.</p>'
     return _section("Output tokens", lists or none)
 

@@ -3,8 +3,8 @@ can put together again from what it has.
 
 The tokens of an example are a part of a context that is in `contexts/` once, for all features; its
 shaded values are a part of `context_values`. The edges of a histogram are a sequence of equal
-steps. Output tokens of a side that stands out no more than a random direction are not shown, so
-they are left out. `expand` in assets/expand.js is the inverse, `expanded` the same in Python.
+steps. Output tokens that stand out no more than those of a random direction are not shown, so they
+are left out. `expand` in assets/expand.js is the inverse, `expanded` the same in Python.
 """
 
 from __future__ import annotations
@@ -14,15 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from saekit.inspection.output_tests import told
 from saekit.types import Example, FeatureRecord
 
 # in place of the number of a band; quantiles are numbered down from the last
-TOP, RANDOM, QUANTILE = -1, -2, -10
+NUMBERS = {"top": -1, "random": -2, "median": -3}
+QUANTILE = -10
 PAIRS = ("index", "together", "jaccard", "pmi")
 SIDES = {"top": "raised", "bottom": "lowered"}
 TOKEN_FIGURES = ("tokens", "different", "position", "first")
 LABEL_FIGURES = ("label", "examples", "strongest", "lift")
-TESTED = ("raised", "lowered", "raised_chance", "lowered_chance")
+RANGE = ("low", "high", "rows")
+WORD_FIGURES = ("count", "of", "lift")
+TESTED = (
+    *("raised", "lowered", "raised_chance", "lowered_chance"),
+    *("raised_one", "lowered_one", "raised_one_chance", "lowered_one_chance"),
+    *("raised_beyond", "lowered_beyond"),
+)
 
 Lookup = Callable[[int], "list[Any] | None"]
 """The id of an example -> [tokens, doc_id, source, label] of its context; None where the page has
@@ -42,7 +50,7 @@ def rounded(value: Any) -> Any:
 
 def compact(record: FeatureRecord, context: Lookup) -> dict[str, Any]:
     """`context` has those contexts that are written already."""
-    bands = record.bands or []
+    word = record.word
     return {
         "index": record.index,
         "density": rounded(record.density),
@@ -50,19 +58,21 @@ def compact(record: FeatureRecord, context: Lookup) -> dict[str, Any]:
         "max": rounded(record.max),
         "edges": _edges(record.histogram["edges"]),
         "counts": rounded(record.histogram["counts"]),
-        "bands": [rounded([band["low"], band["high"], band["rows"]]) for band in bands],
+        "bands": _ranges(record.bands),
         "examples": [_example(example, context) for example in record.examples],
         "neighbours": _flat(record.neighbours, ("index", "cosine")),
         "coactivation": _flat(record.coactivation, PAIRS),
         "following": _flat(record.following, PAIRS),
         "logits": None if record.logits is None else _logits(record),
-        "logit_test": record.logit_test and rounded([record.logit_test[n] for n in TESTED]),
+        "logit_test": record.logit_test and rounded([record.logit_test.get(n) for n in TESTED]),
         "samples": [_example(example, context) for example in record.samples],
         "tokens": record.tokens and _tokens(record.tokens),
         "data_labels": record.data_labels and _labels(record.data_labels),
         "logit_histogram": record.logit_histogram and _bins(record.logit_histogram),
         "label": record.label,
         "hook_shares": rounded(record.hook_shares),
+        "fifths": record.fifths and _ranges(record.fifths),
+        "word": word and rounded([word[name] for name in WORD_FIGURES]),
     }
 
 
@@ -75,8 +85,7 @@ def expanded(data: dict[str, Any], context: Lookup) -> FeatureRecord:
         low, high = edges
         edges = [low + (high - low) * i / len(counts) for i in range(len(counts) + 1)]
     fields["histogram"] = {"edges": rounded(edges), "counts": counts}
-    names = ("low", "high", "rows")
-    fields["bands"] = [dict(zip(names, band)) for band in data["bands"]] or None
+    fields["bands"] = [dict(zip(RANGE, band)) for band in data["bands"]] or None
     fields["neighbours"] = _listed(data["neighbours"], ("index", "cosine"))
     for name in ("coactivation", "following"):
         fields[name] = _listed(data[name], PAIRS)
@@ -86,9 +95,14 @@ def expanded(data: dict[str, Any], context: Lookup) -> FeatureRecord:
         fields["tokens"] = dict(zip(TOKEN_FIGURES, (commonest, *counts)))
     # pages of before lack these
     if data.get("data_labels") is not None:
-        flat, examples, strongest = data["data_labels"]
+        flat, *numbers = data["data_labels"]
         labels = _listed(flat, LABEL_FIGURES)
-        fields["data_labels"] = {"labels": labels, "examples": examples, "strongest": strongest}
+        names = ("examples", "strongest", "least")
+        fields["data_labels"] = {"labels": labels, **dict(zip(names, numbers))}
+    if data.get("fifths") is not None:
+        fields["fifths"] = [dict(zip(RANGE, each)) for each in data["fifths"]]
+    if data.get("word") is not None:
+        fields["word"] = dict(zip(WORD_FIGURES, data["word"]))
     if data.get("logit_histogram") is not None:
         low, high, *per_bin = data["logit_histogram"]
         edges = [low + (high - low) * i / len(per_bin) for i in range(len(per_bin) + 1)]
@@ -134,7 +148,12 @@ def _tokens(tokens: dict[str, Any]) -> list[Any]:
 
 
 def _labels(labels: dict[str, Any]) -> list[Any]:
-    return [_flat(labels["labels"], LABEL_FIGURES), labels["examples"], labels["strongest"]]
+    flat = _flat(labels["labels"], LABEL_FIGURES)
+    return [flat, labels["examples"], labels["strongest"], labels.get("least", 0)]
+
+
+def _ranges(ranges: list[dict[str, float]] | None) -> list[list[float]]:
+    return [rounded([each[name] for name in RANGE]) for each in ranges or []]
 
 
 def _bins(histogram: dict[str, list[float]]) -> list[float]:
@@ -145,24 +164,24 @@ def _bins(histogram: dict[str, list[float]]) -> list[float]:
 
 def _group(example: Example) -> int:
     """The group and number of an example as one number."""
-    if example.group in ("top", "random"):
-        return TOP if example.group == "top" else RANDOM
+    if example.group in NUMBERS:
+        return NUMBERS[example.group]
     assert example.interval is not None
     return example.interval if example.group == "interval" else QUANTILE - example.interval
 
 
 def _group_of(number: int) -> tuple[Any, int | None]:
-    if number in (TOP, RANDOM):
-        return ("top" if number == TOP else "random"), None
+    for group, own in NUMBERS.items():
+        if number == own:
+            return group, None
     return ("interval", number) if number >= 0 else ("quantile", QUANTILE - number)
 
 
 def _logits(record: FeatureRecord) -> dict[str, list[Any]]:
     assert record.logits is not None
-    test = record.logit_test
     shown = {
-        side: entries if not test or test[name] > test[f"{name}_chance"] else []
-        for (side, name), entries in zip(SIDES.items(), map(record.logits.get, SIDES))
+        side: (record.logits.get(side) or [])[: told(record.logit_test, name)]
+        for side, name in SIDES.items()
     }
     return {
         side: [
@@ -194,7 +213,7 @@ def _is_part_of(example: Example, known: list[Any]) -> bool:
     inside = {int(at) - first: value for at, value in example.context_values}
     return (
         names == [example.doc_id, example.source, example.label]
-        and (example.interval is None) == (example.group in ("top", "random"))
+        and (example.interval is None) == (example.group in NUMBERS)
         and first >= 0
         and len(example.values) == shown
         and tokens[first : first + shown] == example.tokens

@@ -15,14 +15,33 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saekit.errors import DataError
 from saekit.inspection.opening import InspectedModel
+from saekit.inspection.score import Meaning
 from saekit.store.oserrors import reading
 
 NAMES, EXPLANATIONS = "names*.json", "explanations*.jsonl*"
 LARGEST = 256 << 20  # bytes of a file once it is unpacked
+
+
+Source = Literal["name", "explanation", "automatic"]
+# of an automatic label: on " import", before " import" ...
+KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in", "name": "in"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a latent is, in one line, and who says so."""
+
+    text: str
+    source: Source
+
+
+def label_of(meaning: Meaning | None) -> str | None:
+    """An automatic label in one line: `on ' import'`."""
+    return None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
 
 
 @dataclass(frozen=True)
@@ -33,9 +52,12 @@ class Described:
     notes: dict[int, str] = field(default_factory=dict)
     explanations: dict[int, list[str]] = field(default_factory=dict)
 
-    def label(self, latent: int) -> str | None:
+    def label(self, latent: int) -> Label | None:
         """Its name, else its first explanation."""
-        return self.names.get(latent) or next(iter(self.explanations.get(latent, [])), None)
+        if name := self.names.get(latent):
+            return Label(name, "name")
+        explanation = next(filter(None, self.explanations.get(latent, [])), None)
+        return None if explanation is None else Label(explanation, "explanation")
 
 
 def described(inspected: InspectedModel) -> Described:

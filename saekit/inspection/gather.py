@@ -22,6 +22,7 @@ from saekit.inspection.records import feature_records, select_latents
 from saekit.inspection.relate import hook_shares
 from saekit.inspection.score import Scores, no_scores, score_latents
 from saekit.inspection.show import Thumbnails, token_texts
+from saekit.inspection.word_lift import word_lift
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 from saekit.types import FeatureRecord, Progress
@@ -110,7 +111,7 @@ def gather(
         data,
         contexts,
     )
-    records = _with_scores(records, scores)
+    records = _with_scores(records, scores, index)
 
     # what the decoder writes to
     if directions_FD is None:
@@ -135,11 +136,15 @@ def gather(
     )
 
 
-def _with_scores(records: Iterable[FeatureRecord], scores: Scores) -> Iterator[FeatureRecord]:
+def _with_scores(
+    records: Iterable[FeatureRecord], scores: Scores, index: Index
+) -> Iterator[FeatureRecord]:
     for record in records:
         record.score = scores.of(record.index)
         meaning = scores.meanings[record.index]
         record.meaning = None if meaning is None else asdict(meaning)
+        if meaning is not None and scores.words is not None:
+            record.word = word_lift(index, scores.words, record.index, meaning)
         yield record
 
 

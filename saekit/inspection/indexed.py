@@ -15,6 +15,7 @@ from saekit.device import CPU
 from saekit.errors import DataError
 from saekit.indexing.beside import has_other_index, index_command
 from saekit.indexing.build import index_into
+from saekit.indexing.entries import encoded_chunks
 from saekit.indexing.manifest import index_folder
 from saekit.indexing.reader import Index, read_index
 from saekit.inspection.opening import InspectedModel
@@ -24,6 +25,11 @@ from saekit.store.folder_kinds import INDEX
 from saekit.store.run_folder import run_folder
 from saekit.types import Progress
 
+SAMPLES, SAMPLE = 8, 64  # parts, rows of each
+# bytes per entry, by latent and by row; per row, of where it comes from, and of a token; per
+# latent, counts and bounds; per latent of a dense code, with its histogram
+ENTRY, ORIGIN, TOKEN, OF_LATENT, OF_DENSE = 16, 4, 4, 60, 2800
+SHOWN = 60  # rows that show a latent, as most have: of at most 88
 Report = Callable[[Progress], None]
 
 
@@ -57,6 +63,7 @@ def _kept(inspected: InspectedModel, device: torch.device, progress: Report) -> 
         progress(Progress("index", 0, 0, message=text))
         return None
     folder = index_folder(Path(checkpoint.path), inspected.contents())
+    _say_that_it_is_made(inspected, device, str(folder), progress)
     try:
         with run_folder(folder, INDEX, resume=False, overwrite=True) as out:
             index_into(out.path, inspected, device, progress)
@@ -72,6 +79,7 @@ def _kept(inspected: InspectedModel, device: torch.device, progress: Report) -> 
 
 
 def _temporary(inspected: InspectedModel, device: torch.device, progress: Report) -> Index:
+    _say_that_it_is_made(inspected, device, "a temporary folder", progress)
     folder = Path(tempfile.mkdtemp(prefix="saekit-index-"))
     try:
         index = index_into(folder, inspected, device, progress)
@@ -80,3 +88,27 @@ def _temporary(inspected: InspectedModel, device: torch.device, progress: Report
         raise
     weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)  # also when Python ends
     return index
+
+
+def _say_that_it_is_made(
+    inspected: InspectedModel, device: torch.device, where: str, progress: Report
+) -> None:
+    size = megabytes(bytes_of_index(inspected, device))
+    text = f"an index of the store is made first: about {size} in {where}"
+    progress(Progress("index", 0, 0, message=text))
+
+
+def bytes_of_index(inspected: InspectedModel, device: torch.device = CPU) -> int:
+    """About how many bytes an index of float32 values will have. How many latents are active per
+    row is that of SAMPLES parts of the store, which are encoded for it."""
+    model, store = inspected.model, inspected.store
+    rows, latents = store.count(), model.latents
+    size = (ORIGIN + (TOKEN if store.spec.modality == "text" else 0)) * rows
+    if model.active_above is None:
+        return size + OF_DENSE * latents
+    starts = range(0, rows, max(rows // SAMPLES // SAMPLE, 1) * SAMPLE)
+    sampled = [next(encoded_chunks(model, store, device, SAMPLE, start)) for start in starts]
+    active = sum(len(triples.row) for _, triples in sampled)
+    entries = active / sum(len(batch.x) for batch, _ in sampled) * rows
+    shown = min(SHOWN * latents, 2 * entries)
+    return round(size + (ENTRY * entries + 8 * rows) + 8 * shown + OF_LATENT * latents)

@@ -9,7 +9,7 @@ import numpy as np
 
 from saekit.errors import DataError, opt
 from saekit.indexing.reader import Index
-from saekit.inspection.described import Described, described
+from saekit.inspection.described import Described, Label, described, label_of
 from saekit.inspection.gather import meanings_of
 from saekit.inspection.indexed import index_of, is_kept
 from saekit.inspection.meanings import Meanings
@@ -18,6 +18,23 @@ from saekit.inspection.records import strongest
 from saekit.inspection.score import Scores, no_scores, score_latents
 from saekit.inspection.tokens import TokenTexts, token_texts
 from saekit.types import Progress
+
+
+def check_number(latent: int, latents: int) -> None:
+    """Raise DataError for a latent that the model does not have."""
+    if not 0 <= latent < latents:
+        cause = f"feature {latent}: this model has {latents:,} (0 to {latents - 1:,})"
+        raise DataError(
+            cause, f"saekit features with {opt('sort', 'score')} lists those worth reading"
+        )
+
+
+def check_fired(latent: int, active: int, rows: int) -> None:
+    """Raise DataError for a latent that no row of the store activates."""
+    if active == 0:
+        raise DataError(
+            f"feature {latent} never fired in {rows:,} rows", "saekit inspect lists those that fire"
+        )
 
 
 class Known:
@@ -51,6 +68,18 @@ class Known:
         spec = self._inspected.store.spec
         is_text = spec.modality == "text" and not spec.is_raw
         return token_texts(self._inspected.store) if is_text else None
+
+    def label(self, latent: int) -> Label | None:
+        """A reader's name, else an explanation, else the automatic label."""
+        automatic = label_of(self.scores.meanings[latent])
+        return self.described.label(latent) or (
+            None if automatic is None else Label(automatic, "automatic")
+        )
+
+    def check(self, latent: int) -> None:
+        """Raise DataError for a latent that the model does not have, or that never fires."""
+        check_number(latent, len(self.index))
+        check_fired(latent, int(self.active[latent]), self.rows)
 
     def of_entries(self, what: str) -> Index:
         """The index, for a question that takes every activation. Raises DataError for a dense

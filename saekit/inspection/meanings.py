@@ -34,7 +34,7 @@ class Meanings:
 
     def __init__(self, store: Store | StackedStore, texts: TokenTexts | None) -> None:
         """`texts`: how tokens are written; None for images."""
-        self._shards, self._texts = store.origin.shards, texts
+        self._shards, self.texts = store.origin.shards, texts
         self._words: dict[str, int] = {}
         self._names: list[str] = []
         self._of_token: dict[int, int] = {}
@@ -65,7 +65,7 @@ class Meanings:
                 found[LABEL][which, 0] = self._labels[number][example]
             if NAME in found:
                 found[NAME][which] = self._named[number][example]
-            if self._texts is None:
+            if self.texts is None:
                 continue
             first, stop = arrays["examples.token_ptr"][example], arrays["examples.token_ptr"][1:]
             at = first + arrays["position"][local]
@@ -113,6 +113,14 @@ class Meanings:
             found = [of | (named == word).any(1) for of, named in zip(found, self._named)]
         return np.flatnonzero(np.concatenate(found))
 
+    def names(self) -> np.ndarray | None:
+        """(E,W) int32: the words of the name of each image with rows, NONE where there are fewer;
+        None where images have no numbered names."""
+        if NAME not in self.kinds:
+            return None
+        shown = [shard.arrays["examples.rows"] > 0 for shard in self._shards]
+        return np.concatenate([named[of] for named, of in zip(self._named, shown)])
+
     @cached_property
     def _shares_of_words(self) -> np.ndarray:
         counts = np.zeros(1, np.int64)
@@ -138,7 +146,7 @@ class Meanings:
 
     def _words_of_tokens(self, ids: np.ndarray) -> np.ndarray:
         unique, place = np.unique(ids, return_inverse=True)
-        texts = self._texts
+        texts = self.texts
         assert texts is not None
         for index in unique.tolist():
             if index not in self._of_token:

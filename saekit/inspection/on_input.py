@@ -14,7 +14,7 @@ from torch import nn
 
 from saekit.errors import DataError, opt
 from saekit.harvesting.models import FromFolder
-from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.named_pictures import named_picture
 from saekit.harvesting.sources import Document
 from saekit.inspection.inputs import InputRows, input_models, input_rows, larger, no_rows
 from saekit.inspection.opening import InspectedModel
@@ -107,8 +107,8 @@ def on_input(
     processor: Any,
     follow: int | None = None,
 ) -> OnInput:
-    """What the latents do on a text or an image file, `follow` on each of its rows. Raises
-    DataError for an input without rows, MissingError."""
+    """What the latents do on a text or an image as `named_picture` takes it, `follow` on each of
+    its rows. Raises DataError for an input without rows, MissingError."""
     stores = stores_of(inspected.store)
     for store in stores:
         if store.spec.is_raw:
@@ -117,7 +117,7 @@ def on_input(
                 f"{opt('index')} with the number of a latent",
             )
     remedy = "repair the file or give another"
-    picture = None if image is None else read_picture(Path(image), remedy=remedy)
+    picture = None if image is None else named_picture(image, remedy)
     document = Document(0, "input", text, picture)
 
     specs = [store.spec for store in stores]

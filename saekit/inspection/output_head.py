@@ -13,7 +13,9 @@ from torch import nn
 
 from saekit.errors import SaekitError
 from saekit.inspection.opening import InspectedModel
+from saekit.inspection.output_tests import SIDES, told
 from saekit.inspection.relate import (
+    ByChance,
     off_the_residual_stream,
     output_tokens,
     standing_out_by_chance,
@@ -85,33 +87,37 @@ def with_logits(
     and how far these stand out beside those of random directions. Where a side does, also the
     distribution over the whole vocabulary."""
     texts = token_texts(store)
-    raised, lowered = standing_out_by_chance(head.W_U_ND)
+    by_chance = standing_out_by_chance(head.W_U_ND)
     records = iter(records)
     while chunk := list(islice(records, LATENTS_AT_ONCE)):
         latents = torch.tensor([record.index for record in chunk])
-        tokens, stands_out = output_tokens(
+        tokens, apart_N2K = output_tokens(
             W_dec_FD, latents, head.W_U_ND, lambda i: texts.alone(head.ids[i])
         )
-        for record, logits, ends in zip(chunk, tokens, stands_out.tolist()):
+        for record, logits, apart_2K in zip(chunk, tokens, apart_N2K):
             record.logits = logits
-            record.logit_test = {
-                "raised": ends[0],
-                "lowered": ends[1],
-                "raised_chance": raised,
-                "lowered_chance": lowered,
-            }
-        told = [record for record in chunk if _stands_out(record.logit_test)]
-        rows_ND = W_dec_FD[[record.index for record in told]]
-        for record, counted in zip(told, logit_histograms(rows_ND @ head.W_U_ND.T)):
+            record.logit_test = logit_test(apart_2K, by_chance)
+        shown = [record for record in chunk if _stands_out(record.logit_test)]
+        rows_ND = W_dec_FD[[record.index for record in shown]]
+        for record, counted in zip(shown, logit_histograms(rows_ND @ head.W_U_ND.T)):
             record.logit_histogram = counted
         yield from chunk
 
 
+def logit_test(apart_2K: torch.Tensor, by_chance: ByChance) -> dict[str, float]:
+    """A record's `logit_test`, from the deviations of its listed logits."""
+    test: dict[str, float] = {}
+    for side, apart_K in zip(SIDES, apart_2K):
+        of_one = getattr(by_chance, f"{side}_one")
+        test[side], test[f"{side}_chance"] = float(apart_K.mean()), getattr(by_chance, side)
+        test[f"{side}_one"], test[f"{side}_one_chance"] = float(apart_K[0]), of_one
+        test[f"{side}_beyond"] = int((apart_K > of_one).sum())
+    return test
+
+
 def _stands_out(test: dict[str, float] | None) -> bool:
     """Whether one side says more than 99 % of random directions do."""
-    return test is not None and any(
-        test[side] > test[f"{side}_chance"] for side in ("raised", "lowered")
-    )
+    return any(told(test, side) != 0 for side in SIDES)
 
 
 def logit_histograms(logits_NV: torch.Tensor) -> list[dict[str, list[float]]]:

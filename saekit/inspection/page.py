@@ -11,7 +11,8 @@ denies everything else: the page cannot reach a network, whatever a token or lab
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
     OUT/contexts/NNN.js tokens of whole contexts, shared between records, loaded when one is opened
     OUT/patches/NNN.js  of images: the latents of each patch, loaded when a picture is enlarged
-    OUT/words/000.js    which latents are active on a token, loaded when something is searched
+    OUT/lookup/NNN.js   tokens, labels and nearest rows of all latents (saekit.inspection.lookup),
+                        loaded when something is searched
     OUT/map/000.js      where latents are on the map of directions, loaded when it is opened
     OUT/beside/, matches/, other/   another dictionary (saekit.inspection.beside_page)
     OUT/features.jsonl  where asked: one FeatureRecord.to_json() per line, at full precision; every
@@ -40,6 +41,7 @@ from typing import Any
 
 from saekit.inspection.beside_page import Beside, write_beside
 from saekit.inspection.compact import compact, rounded
+from saekit.inspection.lookup import Lookup
 from saekit.inspection.map import DirectionMap
 from saekit.inspection.patches import PatchFiles, PatchLatents
 from saekit.inspection.site import (
@@ -80,6 +82,12 @@ SCRIPTS = (
     "beside.js",
     "views.js",
     "search.js",
+    "lookup.js",
+    "words.js",
+    "answers.js",
+    "pageless.js",
+    "density_filter.js",
+    "filters.js",
     "list.js",
     "explorer.js",
 )
@@ -111,6 +119,7 @@ class PageMeta:
     meanings: Sequence[Mapping[str, Any] | None] = ()  # FeatureRecord.meaning
     gallery: Sequence[Mapping[str, Any]] = ()  # {"index", "twins"}: what the page opens with
     command: str = ""  # the shell command that made the page, without its features
+    command_folder: str = ""  # the name of the folder in which it is to be run
     # latents of which at least half of the active rows are the first of their context
     starts: Sequence[int] = ()
     identity: str = ""  # of checkpoint and store; a reader's own names are kept under it
@@ -137,6 +146,7 @@ def write_page(
     direction_map: DirectionMap | None = None,
     beside: Beside | None = None,
     patches: PatchLatents | None = None,
+    lookup: Lookup | None = None,
 ) -> PageResult:
     """Write the explorer into `out`, which is created where it is missing.
 
@@ -146,7 +156,8 @@ def write_page(
     written, so that `records` may put them in as it goes. `jsonl`: also write features.jsonl.
     `direction_map` and `beside` add the map and another dictionary; records of the latter are read
     after `records`.
-    `patches` says which latents are active in each patch of an image.
+    `patches` says which latents are active in each patch of an image; `lookup`, what is known of
+    the latents without a record.
     index.html and features.jsonl have their names only when complete.
 
     Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the
@@ -195,7 +206,10 @@ def write_page(
             )
         texts.close()
         grids.close()
-        site.words(pack(catalog.words()))
+        if lookup is not None:
+            settings["lookup"] = lookup.header()
+            for number, packed in lookup.files.items():
+                site.part("lookup", number, packed)
         content = catalog.to_json(texts.ids, **settings)
         page.write(inert("catalog", pack({**content, "patches": grids.to_json()})))
         page.write(script + tail)
@@ -232,7 +246,6 @@ class Catalog:
         self.data_labels: list[list[str]] = []
         self.thumbnails: list[str | None] = []
         self.shards = 0
-        self._tokens: dict[str, list[int]] = {}
 
     def add(self, record: FeatureRecord) -> None:
         index = record.index
@@ -250,18 +263,7 @@ class Catalog:
         self.data_labels.append(
             [label[:PREVIEW_CHARACTERS] for label, _ in labels.most_common(PREVIEW_LABELS)]
         )
-        for entry in (record.tokens or {}).get("tokens", ()):
-            self._tokens.setdefault(entry["token"], []).append(index)
         self.thumbnails.append(next((example.image for example in top if example.image), None))
-
-    def words(self) -> list[list[Any]]:
-        """[token, latent, latent, ...], each as its distance from the one before, so that many are
-        small numbers: of what tokens latents are active on most often."""
-        found = []
-        for token, latents in self._tokens.items():
-            ascending = sorted(latents)
-            found.append([token, *(b - a for a, b in zip([0, *ascending], ascending))])
-        return found
 
     def to_json(self, contexts: list[int], **settings: Any) -> dict[str, Any]:
         named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}

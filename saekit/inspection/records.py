@@ -16,7 +16,15 @@ from saekit.errors import DataError, UsageError, opt
 from saekit.indexing.histogram import BANDS
 from saekit.indexing.reader import Index
 from saekit.indexing.shown import KEPT_TOP
-from saekit.inspection.beyond_top import EACH, GROUPS, RANDOM, TokenCounts, sampled_rows, together
+from saekit.inspection.beyond_top import (
+    EACH,
+    GROUPS,
+    RANDOM,
+    TokenCounts,
+    fifths_of,
+    sampled_rows,
+    together,
+)
 from saekit.inspection.labels import LabelCounts
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.score import Scores
@@ -50,7 +58,7 @@ class Pick:
     row: int
     act: float
     interval: int | None  # None: one of the strongest
-    group: Literal["top", "interval", "random", "quantile"] = "top"
+    group: Literal["top", "interval", "random", "quantile", "median"] = "top"
 
 
 def check_features(spec: str, latents: int) -> list[int] | None:
@@ -117,7 +125,7 @@ def expected_bytes(
     kept_N = rows.top.counts(chosen) + rows.bottom.counts(chosen)
     sampled_N = np.minimum(rows.sample.counts(chosen), BANDS * EXAMPLES_EACH_BAND)
     if not index.dense:
-        sampled_N += np.minimum(index.active[chosen], RANDOM + GROUPS * EACH)
+        sampled_N += np.minimum(index.active[chosen], RANDOM + GROUPS * EACH + 1)
     shown = int((np.minimum(kept_N, top) + sampled_N).sum())
     if store.spec.modality == "text" and not store.spec.is_raw:
         contexts = min(shown, store.count(examples=True)) * (store.spec.context or 0)
@@ -255,6 +263,7 @@ def feature_records(
                 samples=[e for e in examples if e.group not in ("top", "interval")],
                 tokens=None if token_counts is None else token_counts(j),
                 data_labels=None if label_counts is None else label_counts(j),
+                fifths=None if beyond is None else fifths_of(beyond, j),
                 coactivation=near.get("coactivation", []),
                 following=near.get("following", []),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -69,13 +69,20 @@ def off_the_residual_stream(live: LiveModel, hook: str) -> str:
 def standing_out(logits_NV: torch.Tensor, count: int = OUTPUT_TOKENS) -> torch.Tensor:
     """(N,2): how far the `count` largest logits, and the smallest, lie from the mean on average, in
     standard deviations."""
-    return _standing_out(logits_NV, [end.values for end in _ends(logits_NV, count)])
+    return deviations(logits_NV, count).mean(2)
 
 
-def _standing_out(logits_NV: torch.Tensor, ends_NK: Sequence[torch.Tensor]) -> torch.Tensor:
-    mean_N, std_N = logits_NV.mean(1), logits_NV.std(1, correction=0)
-    std_N = std_N.clamp_min(torch.finfo(logits_NV.dtype).tiny)
-    return torch.stack([(ends.mean(1) - mean_N).abs() / std_N for ends in ends_NK], 1)
+def deviations(logits_NV: torch.Tensor, count: int = OUTPUT_TOKENS) -> torch.Tensor:
+    """(N,2,K): how far each of the `count` largest logits lies above the mean, and each of the
+    smallest below it, in standard deviations, the furthest first."""
+    return _deviations(logits_NV, [end.values for end in _ends(logits_NV, count)])
+
+
+def _deviations(logits_NV: torch.Tensor, ends_NK: Sequence[torch.Tensor]) -> torch.Tensor:
+    mean_N1, std_N1 = logits_NV.mean(1)[:, None], logits_NV.std(1, correction=0)[:, None]
+    std_N1 = std_N1.clamp_min(torch.finfo(logits_NV.dtype).tiny)
+    largest_NK, smallest_NK = ends_NK
+    return torch.stack([largest_NK - mean_N1, mean_N1 - smallest_NK], 1) / std_N1[:, None]
 
 
 def _ends(logits_NV: torch.Tensor, count: int) -> tuple[Any, Any]:
@@ -100,15 +107,29 @@ def largest_of_rows(x_NV: torch.Tensor, count: int, smallest: bool = False) -> A
     return torch.return_types.topk((found.values, places_NC.gather(1, found.indices)))
 
 
+class ByChance(NamedTuple):
+    """What 99 % of random directions stay below, in standard deviations from the mean logit."""
+
+    raised: float
+    """The ten largest logits on average."""
+    lowered: float
+    """The ten smallest."""
+    raised_one: float
+    """The largest of the whole vocabulary."""
+    lowered_one: float
+    """The smallest."""
+
+
 @torch.no_grad()
-def standing_out_by_chance(W_U_VD: torch.Tensor) -> tuple[float, float]:
-    """What 99 % of RANDOM_DIRECTIONS random directions stay below, of `standing_out`; the length
-    of a direction does not matter to it. Seeded."""
+def standing_out_by_chance(W_U_VD: torch.Tensor) -> ByChance:
+    """Of RANDOM_DIRECTIONS random directions; the length of a direction does not matter. The level
+    of the strongest token is that of a maximum over all V tokens, taken on the same W_U, whose rows
+    have different lengths. Seeded."""
     generator = torch.Generator().manual_seed(0)
     random_ND = torch.randn(RANDOM_DIRECTIONS, W_U_VD.shape[1], generator=generator)
-    ends_N2 = torch.cat([standing_out(part @ W_U_VD.T) for part in random_ND.split(CHUNK // 2)])
-    raised, lowered = ends_N2.quantile(0.99, dim=0).tolist()
-    return raised, lowered
+    ends_N2K = torch.cat([deviations(part @ W_U_VD.T) for part in random_ND.split(CHUNK // 2)])
+    of_one = ends_N2K[:, :, 0].quantile(0.99, dim=0).tolist()
+    return ByChance(*ends_N2K.mean(2).quantile(0.99, dim=0).tolist(), *of_one)
 
 
 @torch.no_grad()
@@ -123,13 +144,13 @@ def output_tokens(
     W_U^T, without the final norm.
 
     At most `count`. `token` maps a row of W_U to its text. Returns {"top", "bottom"}: [{"token",
-    "value"}] for each of `latents`, and `standing_out` of their logits (N,2).
+    "value"}] for each of `latents`, and the `deviations` of their logits (N,2,K).
     """
-    records, stands_out, count = [], [], min(count, len(W_U_VD))
+    records, apart, count = [], [], min(count, len(W_U_VD))
     for chunk in latents.split(CHUNK):
         logits = W_dec_FD[chunk] @ W_U_VD.T
         ends = dict(zip(("top", "bottom"), _ends(logits, count)))
-        stands_out.append(_standing_out(logits, [end.values for end in ends.values()]))
+        apart.append(_deviations(logits, [end.values for end in ends.values()]))
         texts = {
             side: [
                 [{"token": token(i), "value": value} for i, value in zip(indices, values)]
@@ -138,4 +159,4 @@ def output_tokens(
             for side, end in ends.items()
         }
         records += [{side: texts[side][n] for side in texts} for n in range(len(chunk))]
-    return records, torch.cat(stands_out) if stands_out else torch.zeros(0, 2)
+    return records, torch.cat(apart) if apart else torch.zeros(0, 2, count)

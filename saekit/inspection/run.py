@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +22,11 @@ from saekit.inspection.beyond_top import starts_of
 from saekit.inspection.existing import ExistingPage, can_extend, page_identity
 from saekit.inspection.gallery import gallery
 from saekit.inspection.gather import Gathered, gather
+from saekit.inspection.lookup import Lookup, lookup_of
 from saekit.inspection.map import DirectionMap, MapKind, check_map, direction_map
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, megabytes, write_page
+from saekit.inspection.page_command import page_command
 from saekit.inspection.records import check_features, expected_bytes
 from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
@@ -162,17 +163,20 @@ def inspect(
         shown = gather(inspected, features, top, live, data, progress, where, known)
         if before is not None:
             _report_added(len(known), len(shown.latents), progress)
-        _report_size(inspected, shown, top, progress)
         latents = [*known, *shown.latents.tolist()]
+        lookup = lookup_of(shown.index, shown.scores.words, shown.directions_FD, latents)
+        _report_size(inspected, shown, top, lookup, progress)
         meta = page_meta(inspected, shown, identity, latents)
-        meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
+        meta = replace(meta, **_command(inspected, Path(out), top, any_store))
         drawn, matched = None, None
         if shown.directions_FD is not None:
             alive_F = torch.from_numpy(shown.index.active > 0)
             drawn = direction_map(shown.directions_FD.detach(), alive_F, settings["map"])
         if compared is not None:
             matched = beside_of(inspected, compared, shown, latents, top, data, where, progress)
-        page = _write_page(shown, meta, before, folder.path, settings, progress, drawn, matched)
+        page = _write_page(
+            shown, meta, before, folder.path, settings, progress, drawn, matched, lookup
+        )
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 
@@ -182,31 +186,37 @@ def _report_added(known: int, new: int, progress: Callable[[Progress], None]) ->
 
 
 def _report_size(
-    inspected: InspectedModel, shown: Gathered, top: int, progress: Callable[[Progress], None]
+    inspected: InspectedModel,
+    shown: Gathered,
+    top: int,
+    lookup: Lookup | None,
+    progress: Callable[[Progress], None],
 ) -> None:
     count = len(shown.latents)
     if not count:
         return
-    size = expected_bytes(inspected.store, shown.index, shown.latents, top)
-    pictures = ", and the pictures that they show" if shown.thumbnails is not None else ""
-    if shown.patches is not None:
-        most = megabytes(shown.patches.most_bytes)
-        pictures += f" with the latents of their patches (at most {most})"
-    message = f"{count:,} features take about {megabytes(size)}{pictures}"
+    known = 0 if lookup is None else lookup.bytes
+    size = expected_bytes(inspected.store, shown.index, shown.latents, top) + known
+    parts = []
+    if known:
+        parts.append(f"{megabytes(known)} of it for the search of all {len(shown.index):,} latents")
+    if shown.thumbnails is not None:
+        pictures = "and the pictures that they show"
+        if shown.patches is not None:
+            most = megabytes(shown.patches.most_bytes)
+            pictures += f" with the latents of their patches (at most {most})"
+        parts.append(pictures)
+    message = ", ".join([f"{count:,} features take about {megabytes(size)}", *parts])
     progress(Progress("page", 0, count, "features", message=message))
 
 
-def _command(inspected: InspectedModel, out: Path, top: int, any_store: bool) -> str:
-    """The shell command that made this page, without its features; '' for a model in memory."""
+def _command(inspected: InspectedModel, out: Path, top: int, any_store: bool) -> dict[str, str]:
+    """What the page says of the command that made it; '' for a model in memory."""
     if inspected.checkpoint is None:
-        return ""
-    name, folder = shlex.quote(inspected.name), shlex.quote(str(out))
-    command = f"saekit inspect {name} --out {folder} --top {top}"
-    if any_store:
-        command = f"saekit inspect {name} --out {folder} --top {top} --any-store"
-    return with_stores(
-        command, [shlex.quote(str(store.path)) for store in stores_of(inspected.store)]
-    )
+        return {"command": "", "command_folder": ""}
+    stores = [str(store.path) for store in stores_of(inspected.store)]
+    command, folder = page_command(inspected.name, stores, out, top, any_store)
+    return {"command": command, "command_folder": folder}
 
 
 def _check_shown(inspected: InspectedModel) -> None:
@@ -256,6 +266,7 @@ def _write_page(
     progress: Callable[[Progress], None],
     drawn: DirectionMap | None,
     matched: Beside | None,
+    lookup: Lookup | None,
 ) -> PageResult:
     images: Mapping[str, bytes] = {} if shown.thumbnails is None else shown.thumbnails.images
     # records are computed while the page is written
@@ -276,6 +287,7 @@ def _write_page(
         direction_map=drawn,
         beside=matched,
         patches=shown.patches,
+        lookup=lookup,
     )
 
 

@@ -15,8 +15,8 @@ from saekit.harvesting.sources import Data
 from saekit.indexing.shown import KEPT_TOP
 from saekit.inspection.card import card
 from saekit.inspection.gather import gather
+from saekit.inspection.known import check_fired, check_number
 from saekit.inspection.opening import open_pair
-from saekit.inspection.query import check_fired, check_number
 from saekit.store.opening import RowsLike
 from saekit.training.checkpoints import ModelLike, short_name
 from saekit.types import FeatureRecord, Progress

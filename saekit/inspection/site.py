@@ -114,9 +114,6 @@ class Folder:
             f'saekitPatches({number},"{packed}");\n'.encode(),
         )
 
-    def words(self, packed: str) -> None:
-        self._write(self.out / "words" / "000.js", f'saekitWords(0,"{packed}");\n'.encode())
-
     def part(self, folder: str, number: int, packed: str) -> None:
         """A file of its own folder; the page's loader takes it by the name of the folder."""
         path = self.out / folder / f"{number:03d}.js"
@@ -149,9 +146,6 @@ class Inline:
 
     def patches(self, number: int, packed: str) -> None:
         self.page.write(inert(f"patches-{number}", packed))
-
-    def words(self, packed: str) -> None:
-        self.page.write(inert("words-0", packed))
 
     def part(self, folder: str, number: int, packed: str) -> None:
         self.page.write(inert(f"{folder}-{number}", packed))

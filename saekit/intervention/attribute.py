@@ -114,7 +114,8 @@ def attribute(
     *,
     prompt: Annotated[str | None, Doc("Text whose next token is explained.")] = None,
     image: Annotated[
-        str | Path | None, Doc("Image file whose class is explained.", metavar="FILE")
+        str | Path | None,
+        Doc("Image whose class is explained: a file, or embedded:NAME:IMAGE.", metavar="IMAGE"),
     ] = None,
     target: Annotated[
         str | int | None,

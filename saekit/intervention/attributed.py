@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from saekit.errors import DataError, UsageError, did_you_mean, opt
-from saekit.harvesting.classifiers import class_names, load_classifier, no_head
+from saekit.errors import DataError, UsageError, opt
+from saekit.harvesting.classifiers import class_names, class_number, load_classifier, no_head
 from saekit.harvesting.models import LiveModel, assemble, load_model
-from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.named_pictures import named_picture
 from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
 
@@ -124,19 +124,11 @@ def attributed_image(
         raise no_head(model.name)
     if model.processor is None:
         raise UsageError(f"{model.name} has no image processor", f"give {opt('processor')}")
-    picture = read_picture(Path(image), remedy="give another file")
+    picture = named_picture(image)
     pixels = model.processor(images=picture, return_tensors="pt")["pixel_values"]
     names = class_names(model)
 
-    def number(label: str | int) -> int:
-        if label in names:
-            return names.index(str(label))
-        if str(label).isdigit() and int(label) < len(names):
-            return int(label)
-        near = did_you_mean(str(label), names)
-        raise DataError(f"{label} is not a class of {model.name}", f"{near}give a name or number")
-
-    outputs = _outputs(target, versus, number)
+    outputs = _outputs(target, versus, lambda label: class_number(label, model))
     name = f"logit of {' less '.join(repr(names[output]) for output in outputs)}"
     return Attributed(model, {"pixel_values": pixels}, None, name, outputs)
 

@@ -78,7 +78,7 @@ def verdict(doses: Sequence[Response]) -> str:
     return f"the effect is larger than that of every control, and {shape}"
 
 
-def scope(targets: Sequence[str], are_named: bool, can_be_named: bool) -> str:
+def scope(targets: Sequence[str], are_named: bool) -> str:
     """What a verdict on the effect on `targets` tests and what it does not; "" without targets.
     `are_named`: by the caller, before anything was measured."""
     if not targets:
@@ -91,8 +91,7 @@ def scope(targets: Sequence[str], are_named: bool, can_be_named: bool) -> str:
     if are_named:
         return f"{tests} It may change others more."
     by_dose = f"The largest dose chose {chosen}: an effect that the meaning does not predict passes"
-    more = " To test a meaning, name a target that it predicts." if can_be_named else ""
-    return f"{tests} {by_dose}.{more}"
+    return f"{tests} {by_dose}. To test a meaning, name a target that it predicts."
 
 
 def control_rows(doses: Sequence[Response]) -> list[dict[str, Any]]:

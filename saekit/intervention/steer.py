@@ -118,7 +118,7 @@ class SteerResult:
     @property
     def scope(self) -> str:
         """What the verdict tests and what it does not; "" without doses."""
-        return scope(self.targets, self.targets_are_named, can_be_named=True)
+        return scope(self.targets, self.targets_are_named)
 
 
 def steer_text(

@@ -17,10 +17,10 @@ import torch
 
 from saekit.display import brief
 from saekit.errors import UsageError, check_choice, opt
-from saekit.harvesting.classifiers import class_names, load_classifier, no_head
+from saekit.harvesting.classifiers import class_names, class_number, load_classifier, no_head
 from saekit.harvesting.images import ImageTokens, prepared
 from saekit.harvesting.models import LiveModel
-from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.named_pictures import named_picture
 from saekit.intervention.attach import Hooks, attach
 from saekit.intervention.controls import Controls, controls_of
 from saekit.intervention.doses import (
@@ -73,6 +73,8 @@ class ImageSteerResult:
     targets: list[str]
     """The class whose probability is the effect of a dose; [] without doses."""
     doses: list[ImageDose]
+    targets_are_named: bool = False
+    """By the caller; otherwise the largest dose chose the class."""
     report: str | None = None
     """The path of the page, where one was written."""
 
@@ -99,7 +101,7 @@ class ImageSteerResult:
     @property
     def scope(self) -> str:
         """What the verdict tests and what it does not; "" without doses."""
-        return scope(self.targets, are_named=False, can_be_named=False)
+        return scope(self.targets, self.targets_are_named)
 
     def by_dose(self, most: int) -> tuple[list[str], list[list[float]]]:
         """(classes, their probabilities at each dose): the targets and the most probable others, at
@@ -125,6 +127,7 @@ def steer_image(
     maxima: torch.Tensor | None = None,
     positions: Positions | str = "all",
     seed: int = 0,
+    targets: Sequence[str | int] = (),
     partial: Callable[[ImageSteerResult], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> ImageSteerResult:
@@ -139,16 +142,21 @@ def steer_image(
         positions: "all", "cls", "patches", a mask of the grid (H,W), or patches by row and column,
             such as "2,3+2,4".
         seed: of the controls.
+        targets: the class, by name or number, whose probability is the effect of a dose; ():
+            the one that the largest dose raises most on an image of the mean color.
         partial: called with the result so far after the classes are known and after each dose.
 
     Raises UsageError, DataError and MissingError, also for a model without a head.
     """
     # the model, the image, and the edits
     check_dose(dose, latents, ablate)
+    if len(targets) > 1:
+        raise UsageError(f"{opt('targets')}: an image has one target class", "give one of them")
     source = path_or_model(checkpoint)
     model = model_name_of(source) if model is None else model
     live_model = load_classifier(model) if isinstance(model, str) else model
     picture = SteeredImage(live_model, image, positions, error)
+    named = [class_number(label, live_model) for label in targets]
 
     with torch.inference_mode(), attach(live_model, source, hook, maxima=maxima) as live:
         result = _beside(picture, live, edit_of(latents, ablate, raw))
@@ -157,8 +165,9 @@ def steer_image(
             return result
         # the doses
         (latent,) = latents
-        target = picture.raised_by(live, edit_of({latent: max(map(abs, dose))}, (), raw))
-        result = replace(result, targets=[picture.names[target]])
+        largest = edit_of({latent: max(map(abs, dose))}, (), raw)
+        target = named[0] if named else picture.raised_by(live, largest)
+        result = replace(result, targets=[picture.names[target]], targets_are_named=bool(named))
         controls = controls_of(live[0], latent, raw, seed)
         for number, strength in enumerate(dose):
             progress(Progress("steer", number, len(dose), unit="doses"))
@@ -312,5 +321,5 @@ def _pixels(image: str | Path | torch.Tensor, live_model: LiveModel) -> torch.Te
                 "give one image",
             )
     else:
-        pixels = prepared([read_picture(Path(image))], live_model.processor)
+        pixels = prepared([named_picture(image)], live_model.processor)
     return pixels.to(live_model.device, live_model.dtype)

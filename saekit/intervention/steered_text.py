@@ -87,8 +87,10 @@ class SteeredText:
         self, live_model: LiveModel, prompt: str, writing: Writing, error: bool = True
     ) -> None:
         if live_model.output_head is None:
+            images = live_model.image_tokens is not None
             raise DataError(
-                f"{live_model.name} has no logits to steer", "give a causal language model"
+                f"{live_model.name} writes no text",
+                f"give {opt('image')}" if images else "give a causal language model",
             )
         self.module: Any = live_model.module
         self.tokenizer = live_model.tokenizer

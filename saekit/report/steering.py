@@ -44,7 +44,8 @@ def steer(
     *,
     prompt: Annotated[str | None, Doc("Text that the model continues.")] = None,
     image: Annotated[
-        str | Path | torch.Tensor | None, Doc("Image file to classify.", metavar="FILE")
+        str | Path | torch.Tensor | None,
+        Doc("Image to classify: a file, or embedded:NAME:IMAGE.", metavar="IMAGE"),
     ] = None,
     latents: Annotated[
         Sequence[str] | Mapping[int, float],
@@ -100,8 +101,8 @@ def steer(
     targets: Annotated[
         Sequence[str] | Sequence[int],
         Doc(
-            "Measure the doses on this token, such as ' King', in place of those that the largest"
-            " dose raises most. May be given again.",
+            "Measure the doses on this token, such as ' King', or class of an image, in place of"
+            " those that the largest dose raises most. Tokens may be given again.",
             metavar="TOKEN...",
             flag="target",
         ),
@@ -116,14 +117,16 @@ def steer(
 
     Parameters
         checkpoint: as `attach` takes it.
-        prompt, image: one of these. image: a file, or pixel values (C,h,w) as the model takes them.
+        prompt, image: one of these. image: a file, an embedded image
+            (`embedded:digits:8`), or pixel values (C,h,w) as the model takes them.
         latents: latent -> strength, or texts as on the command line.
         dose: strengths of the one latent in `latents`, or "A:B:N".
         positions: as for `attach`; for images also a mask of the grid (H,W).
         model: its name, or the model that `saekit.harvesting.models.load_model` returns (for images
             `saekit.harvesting.classifiers.load_classifier`).
         targets: tokens, written or by number, whose probability together is the effect of a dose;
-            (): those that the largest dose raises most after the beginning of a text.
+            (): those that the largest dose raises most after the beginning of a text. For an
+            image one class, by name or number.
         maxima: (F,), the largest activation of each latent; None: from the index.
         partial: called with the result so far before the doses and after each.
 
@@ -140,13 +143,13 @@ def steer(
     written: dict[str, Any] = dict(
         chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
     )
-    for_texts = dict(chat=chat, temperature=temperature, seeds=seeds > 1, targets=targets)
+    for_texts = dict(chat=chat, temperature=temperature, seeds=seeds > 1)
     if image is not None and (wrong := [name for name, value in for_texts.items() if value]):
         raise UsageError(f"{opt(wrong[0])} is for texts", f"{opt('prompt')}")
     source = path_or_model(checkpoint)
     common: dict[str, Any] = dict(
         ablate=ablate, dose=doses, model=model, hook=hook, error=error, raw=raw, maxima=maxima,
-        positions=positions, seed=seed, progress=progress,
+        positions=positions, seed=seed, targets=targets, progress=progress,
     )  # fmt: skip
 
     def measure(known: Callable[[Result], None]) -> Result:
@@ -154,7 +157,7 @@ def steer(
             return steer_image(source, image, strengths, **common, partial=known)
         assert prompt is not None
         text: dict[str, Any] = common | written
-        return steer_text(source, prompt, strengths, targets=targets, partial=known, **text)
+        return steer_text(source, prompt, strengths, partial=known, **text)
 
     if out is None:
         return measure(partial)

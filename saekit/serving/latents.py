@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from saekit.errors import DataError, SaekitError
-from saekit.inspection.described import Described
+from saekit.inspection.described import Described, label_of
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel
-from saekit.inspection.query import label_of
 from saekit.inspection.records import feature_records
 from saekit.inspection.show import Thumbnails
 from saekit.serving.orders import Orders
@@ -95,11 +94,12 @@ class KnownLatents:
         dense = self._inspected is not None and self._inspected.model.active_above is None
         maximum = None if self.maxima is None else float(self.maxima[latent])
         automatic = label_of(None if scores is None else scores.meanings[latent])
+        label = None if known is None else known.label(latent)
         return {
             "index": latent,
             "max": maximum,
             "density": None if known is None or dense else float(known.density[latent]),
-            "label": self._described.label(latent) or automatic,
+            "label": None if label is None else label.text,
             "automatic": automatic,
             "score": None if scores is None else scores.of(latent),
             "page": latent in self.paged,

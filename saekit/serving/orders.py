@@ -1,5 +1,5 @@
-"""The orders of the latents that an input activates. By the size of their activations alone, those
-that are large everywhere come first in every text."""
+"""The orders of the latents that an input activates. Where only the size of an activation counts,
+latents that are large everywhere come first in every text."""
 
 from __future__ import annotations
 

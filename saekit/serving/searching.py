@@ -12,19 +12,15 @@ import numpy as np
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Document
 from saekit.inspection.described import Described
-from saekit.inspection.explained import of_explanation
 from saekit.inspection.inputs import InputRows, input_rows
 from saekit.inspection.known import Known
 from saekit.inspection.on_input import OnInput, of_input, over_rows
-from saekit.inspection.search import (
-    ORDERS,
-    Ranking,
-    check_order,
-    kept,
-    near_latent,
-    of_label,
-    of_token,
-)
+from saekit.inspection.questions import QUESTIONS, check_order
+from saekit.inspection.questions.explained import of_explanation
+from saekit.inspection.questions.label import of_label
+from saekit.inspection.questions.near import near_latent
+from saekit.inspection.questions.token import of_token
+from saekit.inspection.search import Filters, Ranking, kept
 from saekit.serving.latents import KnownLatents, Scanned
 from saekit.serving.questions import SearchQuestion
 from saekit.serving.reading import Reader
@@ -69,7 +65,7 @@ class Searcher:
         return {
             "asked": asked,
             "by": by,
-            "orders": [*ORDERS.get(asked, ()), *others],
+            "orders": [*QUESTIONS[asked].orders, *others],
             "found": [
                 self.known.brief(j)
                 | {
@@ -127,10 +123,10 @@ class Searcher:
 
     def _passing(self, question: SearchQuestion) -> np.ndarray:
         """(F,) bool: the latents that pass the filters."""
-        given = (question.min_density, question.max_density, question.not_bos)
-        if given == (None, None, False):
+        filters = Filters(question.min_density, question.max_density, question.not_bos)
+        if filters == Filters():
             return np.ones(self.known.count, bool)
-        return kept(self._scanned("not_bos").known, *given)
+        return kept(self._scanned("not_bos").known, filters)
 
     def _scanned(self, what: str) -> Scanned:
         """Raises UsageError without a store."""

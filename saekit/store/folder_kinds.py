@@ -158,7 +158,7 @@ PAGE = FolderKind(
     marker="inspect.json",
     keys=(frozenset({"checkpoint", "store", "features"}),),
     files=re.compile(
-        r"(index\.html|features\.jsonl)(\.part)?|config\.toml|(shards|contexts|patches|words|map|beside|matches|other)/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"
+        r"(index\.html|features\.jsonl)(\.part)?|config\.toml|(shards|contexts|patches|words|lookup|map|beside|matches|other)/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"
     ),
     resumable=False,
 )

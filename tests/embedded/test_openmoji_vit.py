@@ -12,6 +12,7 @@ import torch
 from saekit.embedded import openmoji, openmoji_vit
 from saekit.embedded.openmoji.table import table
 from saekit.embedded.openmoji_vit import train
+from saekit.embedded.openmoji_vit.places import Places
 from saekit.harvesting.classifiers import load_classifier
 from saekit.harvesting.images import prepared
 from saekit.harvesting.models import load_model
@@ -84,6 +85,7 @@ def small(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(train, "LEAST_EMOJI", 1)
     monkeypatch.setattr(train, "FROZEN", 0)
+    monkeypatch.setattr(train, "PARTS_AFTER", 1)
     monkeypatch.setattr(train, "training_emoji", lambda: list(range(0, 1900, 240)))
     model = ViTForImageClassification(
         ViTConfig(**{**train.ARCHITECTURE, "num_hidden_layers": 1}, num_labels=98)
@@ -113,14 +115,18 @@ def test_masked_patches_are_drawn_from_the_seen_ones_only(monkeypatch):
     torch.testing.assert_close(masked(x_BCHW.detach()) - exact, error, rtol=1e-3, atol=1e-6)
 
 
-def test_both_stages_learn(monkeypatch):
+def test_the_stages_of_the_vit_learn(monkeypatch):
     model, masked = small(monkeypatch)
     names = train.Names(model, torch.Generator().manual_seed(0))
-    states = train.frozen_states(model.vit)
+    monkeypatch.setattr(train, "PICTURES", 1)
+    states, targets = train.frozen_states(model.vit), train.places_of(Places())
     assert states.abs().sum((1, 2, 3)).nonzero().flatten().tolist() == train.training_emoji()
     stages = {
         lambda *chosen: masked(train.pictures(*chosen)): [model.vit, masked],
-        lambda emoji, _: names(states[emoji, 0].float(), emoji): [model, names],
+        lambda emoji, _: names(states[emoji, 0].float(), targets[emoji, 0].float(), emoji, []): [
+            model,
+            names,
+        ],
     }
     for loss, parts in stages.items():
         said: list[str] = []

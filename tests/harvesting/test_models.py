@@ -113,7 +113,7 @@ def test_a_hub_id_that_is_not_cached_says_that_offline_mode_is_on(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         MissingError,
-        match=r"model nobody/nothing is not in the local cache, and offline mode is on",
+        match=r"model nobody/nothing is not a folder here and not in the local cache",
     ) as raised:
         load_model("nobody/nothing")
     assert "unset HF_HUB_OFFLINE" in raised.value.hint and raised.value.exit_status == 4

@@ -219,7 +219,7 @@ def test_a_hub_dataset_that_is_not_cached_says_that_offline_mode_is_on(monkeypat
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         MissingError,
-        match=r"dataset nobody/nothing is not in the local cache, and offline mode is on",
+        match=r"dataset nobody/nothing is not a folder here and not in the local cache",
     ):
         open_data("nobody/nothing:train", modality="text")
 

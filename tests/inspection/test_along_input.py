@@ -9,10 +9,9 @@ import pytest
 import torch
 from command import saekit as command
 from made_language import made_language
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import saekit
+from saekit.embedded import digits
 from saekit.errors import DataError, UsageError
 
 TEXT = "the cat sat on a mat and the dog ran far away from it"
@@ -65,13 +64,15 @@ def test_of_an_image_on_its_patches(tmp_path, capsys):
     saekit.harvest("embedded:digits-vit", "embedded:digits", store, hook="blocks.1", rows=640)
     saekit.train(store, run, latents=32, k=4, batch=64, rows=640)
     file.parent.mkdir()
-    Image.fromarray((load_digits().images[3] * 255 / 16).astype("uint8")).save(file)
+    digits.image(3).save(file)
     alone = saekit.harvest(
         "embedded:digits-vit", str(file.parent), hook="blocks.1", dtype="float32"
     )
     code_BF = saekit.load(run).encode(alone.x).to_dense()
     (best, *_) = saekit.features(run, store, image=file)
     (row,) = saekit.features(run, store, image=file, index=best.index)
+    # the picture by its name in the data set
+    assert saekit.features(run, store, image="embedded:digits:3", index=best.index) == [row]
     patches_HW = torch.tensor(row.values)
     assert patches_HW.numel() == len(code_BF)
     assert torch.allclose(patches_HW.flatten(), code_BF[:, best.index], rtol=1e-5)

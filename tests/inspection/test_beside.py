@@ -73,6 +73,7 @@ def test_figures_of_both_dictionaries_as_a_whole():
         assert found["share"][way] == np.mean(best >= 0.7)
         assert found["mean_best"][way] == pytest.approx(best.mean(), abs=1e-6)
     assert 0.3 < found["share"][0] < 0.7  # half have a partner by construction
+    assert found["partners"] == (cosines.max(1) >= 0.7).sum() and found["same_number"] is None
     pairs_mean = float(matched(W[alive_F], V[alive_G])[1].mean())
     assert found["one_to_one"] == pytest.approx(pairs_mean)
 
@@ -84,6 +85,9 @@ def test_a_dictionary_in_another_order_is_found_whole():
     found = nearest_directions(W, 7 * W[order], alive, alive)
     assert order[found.nearest_FK[:, 0]].tolist() == list(range(50))
     figures = summary(W, W[order], alive, alive, found)
+    assert figures["partners"] == 50 and figures["same_number"] == (order == torch.arange(50)).sum()
+    as_it_was = nearest_directions(W, 7 * W, alive, alive)
+    assert summary(W, 7 * W, alive, alive, as_it_was)["same_number"] == 50
     assert figures["share"] == [1.0, 1.0] and figures["one_to_one"] == pytest.approx(1.0)
 
 
@@ -226,6 +230,13 @@ def test_the_page_lists_the_matches_of_its_latents(made, page):
     best = cosines[:, firing].max(1)
     lacking = [j for j in range(LATENTS) if best[j] < 0.7 and z[:, j].any()]
     assert facts["without"] == lacking and facts["name"] == "other"
+    # what both configs say of their training
+    for trained, checkpoint, seed in zip(facts["trained"], (run, other), (0, 1)):
+        config = json.loads((checkpoint / "config.json").read_text())
+        assert trained == {
+            "kind": "l1", "latents": LATENTS, "width": LATENTS, "seed": seed, "order": seed,
+            "rows": config["result"]["rows"], "content": config["content"], "here": True,
+        }  # fmt: skip
 
 
 def test_the_others_examples_are_those_of_its_own_page(made, page, tmp_path, monkeypatch):
@@ -289,7 +300,7 @@ def test_what_cannot_be_compared_is_refused(made, tmp_path):
     store, run, *_ = made
     narrow = torch.randn(64, 4)
     saekit.train(narrow, tmp_path / "narrow", latents=8, k=2, batch=16, rows=64)
-    with pytest.raises(DataError, match="takes 4 values per row"):
+    with pytest.raises(DataError, match=r"takes 4 values per row.*\ntry: beside with a checkpoint"):
         saekit.inspect(run, store, tmp_path / "page", beside=tmp_path / "narrow")
     saekit.train(store, tmp_path / "deep", model="dense", rows=64, batch=16)
     with pytest.raises((DataError, UsageError), match="deep decoder"):

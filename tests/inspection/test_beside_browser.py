@@ -4,7 +4,9 @@ figures of both as a whole, and the filter of latents without a partner."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import page_fixture as fixture
 import pytest
@@ -26,6 +28,11 @@ from saekit.inspection.page import write_page
 
 pytestmark = pytest.mark.browser
 LATENTS, OTHERS, PAGED, WIDTH = 700, 90, [2, 7, 30, 601], 24
+TRAINED = {
+    "kind": "topk k=32", "latents": LATENTS, "width": WIDTH, "seed": 0, "order": 0, "rows": 64_000,
+    "content": "0123456789abcdef", "here": True,
+}  # fmt: skip
+OF_OTHER = {"kind": "jumprelu", "latents": OTHERS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ class PairedSite(Site):
     images: bool
 
 
-def made_beside(out: Path, images: bool) -> PairedSite:
+def made_beside(out: Path, images: bool, of_other: dict[str, Any] | None = None) -> PairedSite:
     """Directions of which half agree; figures of rows made up, but for one match that has none."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(LATENTS, WIDTH, generator=generator)
@@ -52,7 +59,9 @@ def made_beside(out: Path, images: bool) -> PairedSite:
     best = cosines.cosine_FK[:, 0]
     facts = {
         "name": "runs/other</script>", "checkpoint": "other", "kind": "jumprelu",
-        "latents": OTHERS, "partner": PARTNER, **summary(W, V, alive, others, cosines),
+        "latents": OTHERS, "partner": PARTNER,
+        "trained": [TRAINED, {**TRAINED, **OF_OTHER, **(of_other or {})}],
+        **summary(W, V, alive, others, cosines),
         "correlation_chance": 0.12345,
         "without": (best < PARTNER).nonzero()[:, 0].tolist(),
     }  # fmt: skip
@@ -152,18 +161,89 @@ def test_another_match_is_one_click_away(tab, site):
     wait_for(tab, latent)
 
 
-@pytest.mark.parametrize("address", ["#/beside/2/9999", "#/beside/3/1"])
-def test_what_is_no_pair_is_said(tab, site, address):
-    tab.open(site.url() + address)
+def test_what_is_no_pair_is_said(tab, site):
+    other = next(g for g in range(OTHERS) if g not in {m.index for m in site.beside.matches[2]})
+    tab.open(site.url() + f"#/beside/2/{other}")
     tab.wait("document.getElementById('hint')")
     assert text(tab, "#hint-title") == "Not a pair of this page"
 
 
-def test_a_latent_that_there_is_not_is_said(tab, site):
-    tab.open(site.url() + "#/beside/99999/1")
+@pytest.mark.parametrize(
+    ("address", "named", "last"),
+    [
+        ("#/beside/99999/1", "99999", LATENTS - 1), ("#/beside/700", "700", LATENTS - 1),
+        ("#/beside/-1", "-1", LATENTS - 1), ("#/beside/two%20words", "two words", LATENTS - 1),
+        ("#/beside/2/90", "90", OTHERS - 1), ("#/beside/2/x", "x", OTHERS - 1),
+    ],
+)  # fmt: skip
+def test_a_latent_that_there_is_not_is_said_with_the_range(tab, site, address, named, last):
+    tab.open(site.url() + address)
     tab.wait("document.getElementById('hint')")
     assert text(tab, "#hint-title") == "No such feature"
-    assert "99999" in text(tab, "#hint")
+    whose = "this dictionary" if last == LATENTS - 1 else site.beside.facts["name"]
+    assert text(tab, "#hint p") == f"“{named}” is not in {whose}: its features are 0 to {last}."
+    assert_quiet(tab, site)
+
+
+def test_a_feature_without_another_opens_its_best_match(tab, site):
+    tab.open(site.url() + f"#/beside/{PAGED[1]}")
+    tab.wait("document.getElementById('pair-other')")
+    assert text(tab, "#pair") == f"#{PAGED[1]} beside #{site.beside.matches[PAGED[1]][0].index}"
+    tab.open(site.url() + "#/beside/3")
+    tab.wait("document.getElementById('hint')")
+    assert text(tab, "#hint-title") == "No matches"
+    assert_quiet(tab, site)
+
+
+def test_seeds_and_stores_of_both_are_said(tab, site):
+    tab.open(site.url() + "#/beside")
+    tab.wait("document.getElementById('beside-training')")
+    said = text(tab, "#beside-training")
+    assert said.startswith("Both were trained with seed 0 on the same store")
+    assert "matches likelier" in said
+    assert texts(tab, "#beside-kind td") == ["topk k=32", "jumprelu"]
+    assert texts(tab, "#beside-seed td") == ["0", "0"]
+    assert texts(tab, "#beside-size td") == [f"{n} × {WIDTH}" for n in (LATENTS, OTHERS)]
+    assert texts(tab, "#beside-store td") == ["this page's"] * 2
+    assert texts(tab, "#beside-rows td") == ["64,000"] * 2
+    # the two sizes differ, so numbers say nothing
+    assert "under their own number" not in said
+    tab.open(site.url() + f"#/beside/{PAGED[0]}")
+    tab.wait("document.getElementById('pair-other')")
+    assert text(tab, "#pair-seeds") == "0 and 0"
+
+
+def test_partners_under_the_same_number_are_said(tab, tmp_path):
+    site = made_beside(tmp_path, images=False)
+    facts = {**site.beside.facts, "partners": 1500, "same_number": 1234}
+    beside = dataclasses.replace(site.beside, facts=facts)
+    docs = list(fixture.text_records(PAGED, LATENTS))
+    write_page(docs, fixture.text_meta(LATENTS, PAGED), {}, tmp_path, beside=beside)
+    tab.open(site.url() + "#/beside")
+    tab.wait("document.getElementById('beside-training')")
+    said = "Of the 1,500 latents here with a partner 1,234 have it under their own number "
+    assert said in text(tab, "#beside-training")
+
+
+@pytest.mark.parametrize(
+    ("of_other", "said", "store"),
+    [
+        ({"seed": 1}, "with seed 1, on the same store, in one order of the rows (seed 0).", None),
+        ({"seed": 1, "order": 1}, "with seed 1, on the same store.", None),
+        ({"seed": 1, "order": 1, "content": "fedcba9876543210", "here": False},
+         "with seed 1, on different stores.", "another, fedcba98"),
+        ({"seed": None, "order": None, "content": None, "here": None, "rows": None},
+         "does not say with which seed and on which store it was trained.", "–"),
+    ],
+)  # fmt: skip
+def test_what_differs_between_the_two_runs_is_said(tab, tmp_path, of_other, said, store):
+    site = made_beside(tmp_path, images=False, of_other=of_other)
+    tab.open(site.url() + "#/beside")
+    tab.wait("document.getElementById('beside-training')")
+    assert text(tab, "#beside-training").endswith(said)
+    assert "likelier" not in text(tab, "#beside-training")
+    if store is not None:
+        assert texts(tab, "#beside-store td")[1] == store
 
 
 def test_the_figures_of_both_are_at_the_top(tab, site):
@@ -181,6 +261,8 @@ def test_the_figures_of_both_are_at_the_top(tab, site):
     for row, expected in rows.items():
         shown = [number(t) for t in texts(tab, f"#beside-{row} td")]
         assert shown == pytest.approx(expected, rel=1e-12)
+    lead = text(tab, ".gallery-header .lead")
+    assert [number(part) for part in re.findall(r"[\d.]+ %", lead)] == pytest.approx(rows["share"])
     bars = [
         int(tip.split(": ")[1].split(" ")[0].replace(",", ""))
         for tip in tab.evaluate(

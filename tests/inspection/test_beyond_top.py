@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from made_codes import planted
+from made_index import index_of_entries
 from test_explorer_browser import at_four_digits, number, text, texts, wait_for
 
 import saekit
 from saekit.inspection import gather
+from saekit.inspection.beyond_top import fifths_of, sampled_rows
 from saekit.inspection.existing import ExistingPage
+from saekit.store.reader import open_store
 
 LATENT = 3
 ROWS = 1280
@@ -64,6 +67,51 @@ def test_samples_are_those_of_the_index_with_the_values_around_them(made):
         assert sample["values"] == [value.get(first + i, 0.0) for i in range(len(sample["values"]))]
 
 
+def test_fifths_are_told_by_all_of_their_rows_not_by_those_drawn(made):
+    index, page = made
+    record = record_of(page, LATENT)
+    sizes = np.sort(index.activations(LATENT).values)
+    fifths = record["fifths"]
+    assert [fifth["rows"] for fifth in fifths] == [len(of) for of in np.array_split(sizes, 5)]
+    assert fifths[0]["low"] == sizes[0] and fifths[4]["high"] == sizes[-1]
+    at, wider = 0, 0
+    for number_, fifth in enumerate(fifths):
+        inside = sizes[at : at + fifth["rows"]]
+        assert (fifth["low"], fifth["high"]) == (inside.min(), inside.max())
+        drawn = [s["act"] for s in record["samples"] if s["interval"] == number_]
+        assert all(fifth["low"] <= act <= fifth["high"] for act in drawn)
+        wider += (fifth["low"], fifth["high"]) != (min(drawn), max(drawn))
+        at += fifth["rows"]
+    assert at == record["active_rows"] and wider  # three rows seldom span their fifth
+
+
+def test_the_median_row_has_as_many_weaker_as_stronger(made):
+    index, page = made
+    for record in map(json.loads, (page / "features.jsonl").read_text().splitlines()):
+        (median,) = [s for s in record["samples"] if s["group"] == "median"]
+        own = index.activations(record["index"])
+        assert median["act"] == own.values[own.rows == row_of(median)].item()
+        sizes, middle = np.sort(own.values), (len(own) - 1) // 2
+        assert median["act"] == sizes[middle]
+        assert (sizes < median["act"]).sum() <= len(own) / 2 <= (sizes <= median["act"]).sum()
+
+
+def test_a_latent_of_two_rows_has_fifths_without_rows(made, tmp_path):
+    _, page = made
+    store = open_store(page.parent / "store")
+    row, latent, value = np.array([0, 2]), np.array([1, 1]), np.array([3.0, -1.0])
+    index = index_of_entries(tmp_path / "index", store, 2, row, latent, value)
+    assert fifths_of(index, 1)[:3] == [
+        {"low": 1.0, "high": 1.0, "rows": 1},
+        {"low": 3.0, "high": 3.0, "rows": 1},
+        {"low": 0.0, "high": 0.0, "rows": 0},
+    ]
+    assert [(row, act) for row, act, group, _ in sampled_rows(index, 1) if group == "median"] == [
+        (2, -1.0)
+    ]
+    assert sampled_rows(index, 0) == []
+
+
 def test_latents_on_the_same_rows_and_on_the_next_token(made):
     index, page = made
     record = record_of(page, LATENT)
@@ -105,8 +153,12 @@ def test_the_page_draws_the_figures_of_the_index(tab, made):
     wait_for(tab, LATENT)
     at_random = index.random(LATENT, 10).values.tolist()
     assert [number(t) for t in texts(tab, "#samples .act")] == list(map(at_four_digits, at_random))
-    for name, group in zip("01234", index.quantiles(LATENT, 5, 3)):
+    all_sizes = np.sort(index.activations(LATENT).values)
+    assert range_of(tab, "random") == told_range(all_sizes)
+    parts = np.array_split(all_sizes, 5)
+    for name, group, sizes in zip("01234", index.quantiles(LATENT, 5, 3), parts):
         tab.click(f"[data-sample='{name}']")
+        assert range_of(tab, name) == told_range(sizes)
         shown = [number(t) for t in texts(tab, "#samples .act")]
         assert shown == list(map(at_four_digits, group.values.tolist()))
     for name, lag in (("coactivation", 0), ("following", 1)):
@@ -121,6 +173,35 @@ def test_the_page_draws_the_figures_of_the_index(tab, made):
     lift = texts(tab, "#tokens .lift")[0].removeprefix("× ")
     assert float(lift) == float(f"{first['lift']:.3g}")
     assert f"{index.first[LATENT]:,} of {index.active[LATENT]:,} rows" in text(tab, "#tokens")
+    assert tab.problems == []
+
+
+def range_of(tab, name: str) -> tuple[float, ...]:
+    """(low, high, rows) of the heading of a group of samples."""
+    span, rows = texts(tab, f"[data-sample='{name}'] .band-rows .line")
+    ends = span.split(" to ")
+    return number(ends[0]), number(ends[-1]), number(rows)
+
+
+def told_range(sizes: np.ndarray) -> tuple[float, ...]:
+    return at_four_digits(sizes.min()), at_four_digits(sizes.max()), len(sizes)
+
+
+@pytest.mark.browser
+def test_a_card_ends_with_the_median_row_and_one_of_the_weakest_fifth(tab, made):
+    index, page = made
+    tab.open((page / "index.html").as_uri())
+    cards = texts(tab, ".card-number")
+    assert cards
+    for place, latent in enumerate((int(card.removeprefix("#")) for card in cards), start=1):
+        card = f"#gallery > li:nth-child({place})"
+        own = np.sort(index.activations(latent).values)
+        expected = [own[(len(own) - 1) // 2], index.quantiles(latent, 5, 3)[0].values[0]]
+        assert texts(tab, f"{card} .card-kind") == ["median row", "weakest fifth"]
+        shown = [number(t) for t in texts(tab, f"{card} .card-texts .act")]
+        assert shown[-2:] == [float(f"{value:.3g}") for value in expected]
+        assert shown[0] == float(f"{own[-1]:.3g}") and len(shown) == 4
+    assert "median" in text(tab, ".gallery-header .lead")
     assert tab.problems == []
 
 

@@ -17,8 +17,8 @@ from made_codes import planted
 
 import saekit
 from saekit.errors import DataError, UsageError
-from saekit.inspection.explained import words_of
 from saekit.inspection.opening import open_pair
+from saekit.inspection.questions.explained import words_of
 
 TOKENS, ROWS, LATENTS, VOCABULARY = 16, 1280, 8, 20
 FRUIT, PAIR, NAMED, NOTED, EXPLAINED, DEAD = range(6)
@@ -84,7 +84,8 @@ def test_tokens_of_the_strongest_rows_and_those_after_them_are_words(run, made):
 
 
 def test_the_ranking_is_bm25_of_what_people_said(run, made, monkeypatch):
-    from saekit.inspection import explained, known
+    from saekit.inspection import known
+    from saekit.inspection.questions import explained
 
     # without what the rows say
     monkeypatch.setattr(explained, "_add_rows", lambda *_: None)
@@ -131,8 +132,9 @@ def test_a_name_is_the_label_and_is_found(run, made, capsys):
     assert value["index"] == NAMED and set(value["figures"]) == {"match", "words"}
     assert set(value) == {
         "index", "act", "max", "density", "label", "tokens", "score", "figures", "source",
-        "at", "values",
+        "at", "values", "labeled_by", "raises", "below_chance",
     }  # fmt: skip
+    assert value["labeled_by"] == "name"
     # filters and the order by score go with it
     assert saekit.features(run, made.store, explained="speech", max_density=0.0) == []
     assert saekit.features(run, made.store, explained="speech", sort="score")[0].index == NAMED

@@ -14,6 +14,7 @@ from test_explorer_browser import Site, assert_quiet, number, text, texts, wait_
 
 from saekit.indexing.entries import Triples
 from saekit.indexing.histogram import BINS, Histogram
+from saekit.inspection.existing import ExistingPage
 from saekit.inspection.page import write_page
 
 pytestmark = pytest.mark.browser
@@ -78,9 +79,11 @@ def test_the_page_opens_on_the_gallery(tab, site):
     )
     acts = [number(t) for t in texts(tab, first + ".card-texts .act")]
     assert acts[:2] == [float(f"{e.act:.3g}") for e in record.examples[:2]]
+    # without samples of all rows, one of half the maximum, which is called so
     middle = [e for e in record.examples if e.interval is not None]
     nearest = min(abs(e.act / record.max - 0.5) for e in middle)
     assert abs(acts[2] / record.max - 0.5) == pytest.approx(nearest, abs=0.01)
+    assert texts(tab, first + ".card-kind") == ["half of its maximum"]
     # a card opens its feature, and g comes back
     tab.evaluate("document.querySelector('.card-link').click()")
     wait_for(tab, 4)
@@ -130,6 +133,40 @@ def test_output_tokens_no_better_than_random_are_not_shown_and_said_so(tab, site
     assert "no better than those of a random direction" in said
     assert "3.25 standard deviations" in said and "stay below 5.00" in said
     assert tab.evaluate("document.querySelector('#logits .lowered')") is None
+
+
+def test_a_token_that_stands_out_by_itself_is_told_and_the_ten_are_not(tab, tmp_path):
+    docs = fixture.documents()
+    record = with_meaning(fixture.text_record(2, docs, LATENTS))
+    record.logits["top"][0]["token"] = "'t"
+    one = {"raised_one": 9.5, "raised_one_chance": 7, "raised_beyond": 1}
+    other = {"lowered_one": 4.25, "lowered_one_chance": 7, "lowered_beyond": 0}
+    record.logit_test |= {"raised": 4.5} | one | other
+    meanings = [record.meaning if j == 2 else None for j in range(LATENTS)]
+    shown = {"gallery": [{"index": 2, "twins": []}], "meanings": meanings}
+    meta = dataclasses.replace(fixture.text_meta(LATENTS, [2]), **shown)
+    write_page([record], meta, {}, tmp_path)
+    tab.open(Site(tmp_path).url(2))
+    assert text(tab, "[data-single-side=raised] h4") == "Raises one token"
+    assert texts(tab, "[data-single-side=raised] li .chip") == ["'t"]
+    value = number(text(tab, "[data-single-side=raised] .value"))
+    assert value == record.logits["top"][0]["value"]
+    said = text(tab, "[data-single-side=raised] .note")
+    assert "9.50 standard deviations" in said and "stays below 7.00" in said
+    assert "as a list of ten are not shown" in text(tab, "[data-hidden-side=raised]")
+    assert "by itself: 4.25, where 99 % stay below 7.00" in text(tab, "[data-hidden-side=lowered]")
+    assert texts(tab, "#logits .raised li") == [] and texts(tab, "#logits .lowered li") == []
+    assert len(texts(tab, ".logit-plot .mark.raised")) == 1
+    assert text(tab, "#automatic .raises") == "raises one token: 't"
+    # the shard has this token of the ten, and no other
+    (tmp_path / "features.jsonl").unlink()
+    (read,) = ExistingPage(tmp_path).records()
+    assert [entry["token"] for entry in read.logits["top"]] == ["'t"]
+    assert read.logits["bottom"] == [] and read.logit_test["raised_beyond"] == 1
+    tab.press("g")
+    tab.wait("document.getElementById('gallery')")
+    assert "raises one token: 't" in text(tab, ".card-facts")
+    assert_quiet(tab, Site(tmp_path))
 
 
 def test_the_distribution_of_output_tokens_marks_those_that_are_told(tab, site):
@@ -381,12 +418,14 @@ def test_pictures_are_enlarged(tab, tmp_path):
     tab.press("Escape")
     assert tab.evaluate("document.getElementById('zoom').open") is False
     # the patches of at least half the maximum have a line round them
-    drawn = tab.evaluate("document.querySelector('#top .outline path').getAttribute('d')")
+    drawn, light = tab.evaluate(
+        "Array.from(document.querySelector('#top .outline').children, p => p.getAttribute('d'))"
+    )
     example = next(r for r in records if r.index == latent).examples[0]
     half = np.array(example.values).reshape(4, 4) >= 0.5 * max(
         r.max for r in records if r.index == latent
     )
     padded = np.pad(half, 1)
     edges = sum(int((padded != np.roll(padded, 1, axis)).sum()) for axis in (0, 1))
-    assert drawn.count("M") == edges > 0
+    assert drawn.count("M") == edges > 0 and light == drawn
     assert_quiet(tab, Site(tmp_path))

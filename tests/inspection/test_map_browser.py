@@ -12,6 +12,7 @@ import page_fixture as fixture
 import pytest
 import torch
 from test_explorer_browser import Site, assert_quiet, number, shown_latent, text, wait_for
+from test_filters_browser import choose
 
 from saekit.inspection.map import DirectionMap, direction_map
 from saekit.inspection.page import write_page
@@ -169,6 +170,11 @@ def test_filters_of_the_list_dim_points(tab, site):
 
 def near_color(tab, site: MappedSite, latent: int, name: str) -> bool:
     """Whether a ring of this color of the theme is drawn round a point."""
+    return colored(tab, site, latent, name) > 0
+
+
+def colored(tab, site: MappedSite, latent: int, name: str) -> int:
+    """Pixels near a point that have this color of the theme."""
     x, y = site.pixel(tab, latent)
     return tab.evaluate(
         "(() => { const map = document.getElementById('map');"
@@ -180,11 +186,38 @@ def near_color(tab, site: MappedSite, latent: int, name: str) -> bool:
         f" const at = [{x} - box.x - map.clientLeft, {y} - box.y - map.clientTop];"
         " const data = map"
         ".getContext('2d').getImageData(at[0] * scale - 12, at[1] * scale - 12, 24, 24).data;"
+        " let found = 0;"
         " for (let i = 0; i < data.length; i += 4)"
         " if (data[i + 3] > 150 && color.every((c, k) => Math.abs(c - data[i + k]) < 24))"
-        " return true;"
-        " return false; })()"
+        " found += 1;"
+        " return found; })()"
     )
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_what_a_search_finds_stands_out_of_the_cloud(tab, site, dark):
+    tab.view(1400, 900, dark)
+    try:
+        latent = site.lonely()
+        open_map(tab, site)
+        drawn = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        assert not near_color(tab, site, latent, "heat")
+        choose(tab, "search", f"#{latent}")
+        tab.evaluate(drawn)
+        found = [j for j in site.map.latents.tolist() if str(j).startswith(str(latent))]
+        assert text(tab, "#map-shown") == f"{len(found)} of {len(site.map.latents)} latents found"
+        # a disc of 10 pixels with a ring of ink; the others have lost their color
+        assert near_color(tab, site, latent, "heat") and near_color(tab, site, latent, "ink")
+        assert colored(tab, site, latent, "heat") > 50
+        x, y = site.pixel(tab, latent)
+        apart = lambda j: np.hypot(*np.subtract(site.pixel(tab, j), (x, y)))
+        other = next(j for j in site.map.latents.tolist() if apart(j) > 60 and j not in found)
+        assert not near_color(tab, site, other, "cool")
+        choose(tab, "search", "")
+        tab.evaluate(drawn)
+        assert near_color(tab, site, other, "cool") and not near_color(tab, site, latent, "heat")
+    finally:
+        tab.view(1400, 900)
 
 
 def test_a_feature_is_marked_with_its_nearest_directions(tab, site):
@@ -235,10 +268,19 @@ def test_it_fits_and_is_drawn_in_the_colors_of_the_theme(tab, site, width, dark)
             "Array.from(document.querySelectorAll('.map-buttons button'), b => b.offsetHeight)"
         )
         assert min(buttons) >= 24
-        if width == 375:  # the views are with the list
+        if width == 375:  # the views are where a thumb is, list open or not
+            links = (
+                "Array.from(document.querySelectorAll('.thumb-bar > *:not([hidden])'), e =>"
+                " [e.textContent, e.getBoundingClientRect().bottom, e.offsetHeight])"
+            )
+            for _ in range(2):
+                shown = tab.evaluate(links)
+                assert [name for name, *_ in shown] == ["Features", "Gallery", "Map"]
+                assert all(740 < bottom <= 800 and height >= 44 for _, bottom, height in shown)
+                tab.click("#open-list")
             tab.click("#open-list")
-            hrefs = "Array.from(document.querySelectorAll('.views a'), a => a.hidden ? '' : a.hash)"
-            assert tab.evaluate(hrefs) == ["#/", "#/map", ""]
+            tab.click(".thumb-bar a[href='#/map']")  # where one is already: it closes the list
+            assert not tab.evaluate("document.body.classList.contains('list-open')")
         assert_quiet(tab, site)
     finally:
         tab.view(1400, 900)

@@ -160,7 +160,8 @@ def test_features_are_sorted_by_score(made):
     assert {row.index for row in by_score} == {row.index for row in by_size}
     known = [row.score for row in by_score]
     assert known == sorted(known, reverse=True)
-    assert all(row.score is None and row.label is None for row in by_size)
+    described = {row.index: (row.score, row.label) for row in by_score}
+    assert {row.index: (row.score, row.label) for row in by_size} == described
     with pytest.raises(UsageError, match="give exactly one of index, text, image") as refused:
         saekit.features(result, store)
     assert 'sort="score"' in refused.value.hint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from made_letters import LETTERS, letters_model
 
 import saekit
 from saekit.harvesting.models import load_model
-from saekit.inspection.output_head import logit_histograms
+from saekit.inspection.output_head import logit_histograms, logit_test
+from saekit.inspection.output_tests import SIDES, told
 from saekit.inspection.relate import (
+    deviations,
     off_the_residual_stream,
     standing_out,
     standing_out_by_chance,
@@ -89,8 +92,9 @@ def test_a_direction_with_tokens_of_its_own_stands_out_and_a_random_one_does_not
     W_U_VD = torch.randn(3000, 48, generator=generator)
     topic_D = torch.randn(48, generator=generator)
     W_U_VD[:20] += 2 * topic_D  # twenty tokens of one topic
-    raised, lowered = standing_out_by_chance(W_U_VD)
-    assert (raised, lowered) == standing_out_by_chance(W_U_VD)
+    by_chance = standing_out_by_chance(W_U_VD)
+    assert by_chance == standing_out_by_chance(W_U_VD)
+    raised, lowered = by_chance.raised, by_chance.lowered
     random_ND = torch.randn(2000, 48, generator=generator)
     ends_N2 = standing_out(random_ND @ W_U_VD.T)
     for side, limit in zip(ends_N2.T, (raised, lowered)):
@@ -102,6 +106,41 @@ def test_a_direction_with_tokens_of_its_own_stands_out_and_a_random_one_does_not
     by_hand = (np.sort(logits)[-10:].mean() - logits.mean()) / logits.std()
     assert float(of_topic[0]) == pytest.approx(by_hand, rel=1e-4)
     torch.testing.assert_close(standing_out(30 * topic_D[None] @ W_U_VD.T)[0], of_topic)
+
+
+def test_a_direction_that_raises_one_token_is_told_by_that_token():
+    generator = torch.Generator().manual_seed(4)
+    W_U_VD = torch.randn(3000, 64, generator=generator)
+    wanted = torch.randn(64, generator=generator)
+    W_U_VD[17] = 5.5 * wanted / wanted.norm()  # 5.5 standard deviations: others are normal
+    by_chance = standing_out_by_chance(W_U_VD)
+    apart_N2K = deviations(torch.stack([wanted, -wanted]) @ W_U_VD.T)
+    above, below = (logit_test(apart_2K, by_chance) for apart_2K in apart_N2K)
+    # ten together are no better than chance, and no other token is by itself
+    assert above["raised"] <= above["raised_chance"] < above["raised_one"]
+    assert told(above, "raised") == above["raised_beyond"] == 1 and told(above, "lowered") == 0
+    assert told(below, "lowered") == 1 and told(below, "raised") == 0
+    logits = (wanted @ W_U_VD.T).double().numpy()
+    assert logits.argmax() == 17
+    by_hand = (logits[17] - logits.mean()) / logits.std()
+    assert above["raised_one"] == pytest.approx(by_hand, rel=1e-4)
+    # a page of before has no test of single tokens, and its sides are told as they were
+    old = {name: above[name] for name in ("raised", "lowered", "raised_chance", "lowered_chance")}
+    assert told(old, "raised") == 0 and told(None, "raised") is None
+
+
+def test_the_level_of_one_token_is_that_of_the_largest_of_the_vocabulary():
+    """Of V independent normal logits the largest is below x with the probability Phi(x)^V."""
+    V = 2000
+    W_U_VD = torch.randn(V, 400, generator=torch.Generator().manual_seed(6))
+    by_chance = standing_out_by_chance(W_U_VD)
+    expected = NormalDist().inv_cdf(0.99 ** (1 / V))
+    for level in (by_chance.raised_one, by_chance.lowered_one):
+        assert level == pytest.approx(expected, abs=0.35)
+    drawn_ND = torch.randn(2000, 400, generator=torch.Generator().manual_seed(7))
+    largest_N2 = deviations(drawn_ND @ W_U_VD.T)[:, :, 0]
+    for side, level in zip(largest_N2.T, (by_chance.raised_one, by_chance.lowered_one)):
+        assert 0.002 <= float((side > level).float().mean()) <= 0.03
 
 
 def test_the_distribution_counts_every_token_once():
@@ -134,8 +173,13 @@ def test_the_records_of_a_page_hold_the_test(letters, tmp_path):
         ends = standing_out((W_dec[record["index"]] @ W_U.T)[None])[0].tolist()
         test = record["logit_test"]
         assert [test["raised"], test["lowered"]] == pytest.approx(ends, rel=1e-4, abs=1e-6)
-        # the distribution is there where a side stands out
-        told = [test[s] > test[f"{s}_chance"] for s in ("raised", "lowered")]
-        assert (record["logit_histogram"] is not None) == any(told)
+        # the distribution is there where a side, or a token, stands out
+        shown = [test[s] > test[f"{s}_chance"] or test[f"{s}_beyond"] for s in SIDES]
+        assert (record["logit_histogram"] is not None) == any(shown)
         chance = standing_out_by_chance(W_U)
-        assert (test["raised_chance"], test["lowered_chance"]) == pytest.approx(chance, rel=1e-4)
+        names = ("raised", "lowered", "raised_one", "lowered_one")
+        assert [test[f"{name}_chance"] for name in names] == pytest.approx(list(chance), rel=1e-4)
+        logits = (W_dec[record["index"]] @ W_U.T).double()
+        furthest = [logits.max() - logits.mean(), logits.mean() - logits.min()]
+        expected = [float(end / logits.std(correction=0)) for end in furthest]
+        assert [test[f"{s}_one"] for s in SIDES] == pytest.approx(expected, rel=1e-4)

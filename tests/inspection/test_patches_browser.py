@@ -11,10 +11,11 @@ import page_fixture as fixture
 import pytest
 import torch
 from made_codes import planted
+from made_index import index_of_entries
 from test_explorer_browser import Site, assert_quiet, number, text, texts
 
 import saekit
-from saekit.inspection.labels import LabelCounts
+from saekit.inspection.labels import LEAST_IMAGES, LabelCounts
 from saekit.inspection.page import write_page
 from saekit.inspection.patches import KEPT, PatchLatents
 from saekit.store.folder_kinds import PAGE
@@ -251,6 +252,7 @@ def test_labels_come_with_their_share_and_lift(tab, made):
         ],
         "examples": len(images),
         "strongest": len(top),
+        "least": LEAST_IMAGES,
     }
     assert LabelCounts(index)(LABELED) == expected
     tab.open(site.url(LABELED))
@@ -265,6 +267,38 @@ def test_labels_come_with_their_share_and_lift(tab, made):
     assert by_chance is not None and by_chance["labels"] == []
     tab.open(site.url(0))
     assert tab.evaluate("document.getElementById('data-labels')") is None
+
+
+def test_labels_of_too_few_images_are_not_told(tab, made, tmp_path):
+    """Latent 0 fires on one image fewer than are needed, latent 1 on as many; all have a label that
+    few others have."""
+    _, site, _, labels = made
+    assert 0.5**LEAST_IMAGES <= 0.001 < 0.5 ** (LEAST_IMAGES - 1)
+    faces = [i for i, label in enumerate(labels) if label == GROUPS[0]]
+    few, enough = faces[: LEAST_IMAGES - 1], faces[:LEAST_IMAGES]
+    latent = np.repeat([0, 1], [len(few), len(enough)])
+    store = open_store(site.out.parent / "store")
+    row = np.array([*few, *enough]) * PATCHES
+    made_of = index_of_entries(tmp_path / "index", store, 2, row, latent, np.ones(len(row)))
+    counts = LabelCounts(made_of)
+    silent, told = counts(0), counts(1)
+    assert silent is not None and told is not None
+    assert (silent["labels"], silent["examples"]) == ([], LEAST_IMAGES - 1)
+    assert [entry["label"] for entry in told["labels"]] == [GROUPS[0]]
+    assert told["labels"][0]["examples"] == told["examples"] == LEAST_IMAGES
+
+    images, keys, pixels, digits = fixture.digit_images(60)
+    records = fixture.image_records(2, keys, pixels, digits)
+    for record, found in zip(records, (silent, told)):
+        record.data_labels = found
+    write_page(records, fixture.image_meta(records, 2, 960), images, tmp_path / "page")
+    tab.open(Site(tmp_path / "page").url(0))
+    said = f"Too few images to say: it is active in {len(few)}, and {LEAST_IMAGES} are needed."
+    assert text(tab, "#data-labels .note") == said
+    assert texts(tab, "#data-labels .data-label") == []
+    tab.open(Site(tmp_path / "page").url(1))
+    assert texts(tab, "#data-labels .data-label") == [GROUPS[0]]
+    assert_quiet(tab, Site(tmp_path / "page"))
 
 
 @pytest.mark.parametrize("width", [375, 1400])

@@ -98,9 +98,10 @@ def test_the_strongest_examples_keep_their_sign(signed):
 
 @pytest.mark.parametrize("signed", ["pca", "tanh"], indirect=True)
 def test_describing_a_latent_gives_the_value_of_largest_size(signed, monkeypatch):
-    import saekit.inspection.query as query
+    import saekit.inspection.feature_rows as feature_rows
 
-    monkeypatch.setattr(query, "_typical", lambda *_: [])  # the store of this test has no tokenizer
+    # the store of this test has no tokenizer
+    monkeypatch.setattr(feature_rows, "_typical", lambda *_: [])
     _, run, index, store, z = signed
     negative = next(j for j in range(len(index)) if -z[:, j].min() > z[:, j].max())
     (row,) = features(run, store.path, index=negative)

@@ -273,5 +273,5 @@ def test_what_cannot_be_steered_is_refused(live_model, sae, maxima, tmp_path):
         run(live_model, sae, None)
     with pytest.raises(UsageError, match="does not say which model"):
         run(None, sae, maxima)
-    with pytest.raises(DataError, match="has no logits to steer"):
+    with pytest.raises(DataError, match="writes no text"):
         run(load_model(tiny.save("bert", tmp_path / "bert")), sae, maxima)

@@ -108,6 +108,39 @@ def test_a_dose_has_its_effect_on_a_class_beside_controls_of_the_same_norm(class
             assert values == pytest.approx(expected, abs=1e-4)
     assert [len(part.doses) for part in told] == [0, 1, 2, 3] and told[-1] == result
     assert result.verdict and result.doses[1].effect == 0
+    # another class, named before: by name or by number
+    named = (target + 1) % len(after)
+    for label in (f"LABEL_{named}", named):
+        other = steer_image(
+            sae, pixels[0], {LATENT: 9.0}, dose=(6.0,), seed=5, hook=HOOK, raw=True,
+            model=classifier, positions="patches", targets=[label],
+        )  # fmt: skip
+        assert other.targets == [f"LABEL_{named}"] and other.targets_are_named
+        assert "name a target" in result.scope and "name a target" not in other.scope
+        change = shifted(6 * row)[named] - clean[named]
+        assert other.doses[0].effect == pytest.approx(float(change), abs=1e-4)
+    with pytest.raises(DataError, match="LABEL_x is not a class"):
+        steer_image(
+            sae,
+            pixels,
+            {LATENT: 9.0},
+            dose=(6.0,),
+            model=classifier,
+            hook=HOOK,
+            raw=True,
+            targets=["LABEL_x"],
+        )
+    with pytest.raises(UsageError, match="one target class"):
+        steer_image(
+            sae,
+            pixels,
+            {LATENT: 9.0},
+            dose=(6.0,),
+            model=classifier,
+            hook=HOOK,
+            raw=True,
+            targets=[0, 1],
+        )
     with pytest.raises(UsageError, match="dose is of one latent"):
         steer_image(sae, pixels, {3: 1.0, 4: 1.0}, dose=(1.0,), hook=HOOK, raw=True)
 

@@ -173,7 +173,7 @@ def test_a_latent_is_shown_with_the_record_of_the_page(client, made, tmp_path):
     record = client.send("latents/3").json["record"]
     # only the page has output tokens, and what is beyond the strongest rows
     without = {"logits": None, "logit_test": None, "samples": [], "tokens": None}
-    without |= {"coactivation": [], "following": []}
+    without |= {"coactivation": [], "following": [], "fifths": None, "word": None}
     assert record == json.loads(line) | without
     assert client.send("latents/64").status == 400
     assert client.send("latents/-1").status == 404

@@ -94,7 +94,7 @@ def test_an_encoder_reads_and_does_not_steer(tmp_path):
     answer = bench.reader.read(document(TEXT), lambda _: None)
     expected = saekit.features(tmp_path / "run", tmp_path / "store", text=TEXT, top=50)
     assert answer["ranked"] == [[row.index, row.act] for row in expected]
-    assert bench.steering is None and "no logits to steer" in bench.about["steering_fault"]
+    assert bench.steering is None and "writes no text" in bench.about["steering_fault"]
 
 
 def document(text: str):

@@ -2,12 +2,13 @@
 
     python -m saekit.embedded.openmoji_vit.train --work FOLDER [--out FOLDER]
 
-Two stages. First masked patches (He et al. 2022, Masked Autoencoders): the encoder sees 40 % of the
-patches, a small decoder draws the others. Then the last three blocks learn names, on half of the
-patches of four pictures per emoji, whose states after the first three blocks are computed once. The
-class token says the subgroup and the emoji; the patches say the words of its name, and of all
-patches the loudest counts (their log-sum-exp), so that a patch with a wheel says "wheel". Only the
-subgroup's head is saved.
+Three stages. First masked patches (He et al. 2022, Masked Autoencoders): the encoder sees 40 % of
+the patches, a small decoder draws the others. Then a small network learns where a drawing has its
+eyes, wheels and stripes (`places`). Then the last four blocks learn names and parts, on half of the
+patches of some pictures per emoji, whose states after the first two blocks are computed once.
+The class token says the subgroup and the emoji; the patches say the words of its name, and of all
+patches the loudest counts (their log-sum-exp). After block PARTS_AFTER every patch says which part
+it shows, so that the states there have a direction for wheels. Only the subgroup's head is saved.
 
 A tenth of the emoji is held out, with all of their skin tones. Training draws pictures that are not
 in embedded:openmoji, so every picture of the set is a held-out one.
@@ -31,8 +32,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from saekit.embedded import openmoji
+from saekit.embedded.openmoji.parts import parts
 from saekit.embedded.openmoji.table import table
 from saekit.embedded.openmoji_vit import FOLDER
+from saekit.embedded.openmoji_vit.places import RATE, Places, other_colors, shown, with_parts
 from saekit.embedded.silence import quiet_transformers
 
 SEED = 0
@@ -41,10 +44,14 @@ FIRST_NUMBER = 1_000  # of the pictures for training: those of the set have lowe
 PATCH, WIDTH, BLOCKS, HEADS = 8, 160, 6, 5
 PATCHES = (openmoji.SIZE // PATCH) ** 2
 SEEN_MASKED, SEEN_NAMED, DECODER = 0.4, 0.5, 96
-# Of the two stages: epochs over the emoji for training, one picture each.
-EPOCHS_MASKED, EPOCHS_NAMED = 40, 24
-FROZEN, PICTURES = 3, 4  # of the second stage: blocks that stay, pictures per emoji
+# Of the three stages: epochs over the emoji for training, one picture each.
+EPOCHS_MASKED, EPOCHS_PLACES, EPOCHS_NAMED = 40, 64, 44
+FROZEN, PICTURES = 2, 16  # of the last stage: blocks that stay, pictures per emoji
+PARTS_AFTER = 5  # blocks: the states are those of the hook blocks.4
 BATCH_MASKED, BATCH_NAMED = 64, 32
+# Of parts: length of their directions, weight of a patch that shows one, and of their loss.
+PART_LENGTH, PART_WEIGHT, PART_LOSS = 1.0, torch.tensor(3.0), 2.0
+MORE_PLACES, MORE_NAMED = 32, 24  # emoji in a batch for the sake of their parts
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 SMOOTHING = 0.1
@@ -124,18 +131,19 @@ def pictures(emoji: list[int], numbers: list[int]) -> Tensor:
     return pixels([openmoji.draw(*pair) for pair in zip(emoji, numbers, strict=True)])
 
 
-def seen(
-    vit: Any, h_BTD: Tensor, first: int, share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """From the states before block `first`, the last ones of the class token and of a random share
-    of the patches (B,1+K,D), and all patches in random order, those K first (B,T)."""
+def seen(h_BTD: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The states of the class token and of a random share of the patches (B,1+K,D), and all patches
+    in random order, those K first (B,T)."""
     order_BT = torch.rand(len(h_BTD), PATCHES, generator=generator).argsort(1)
     rows = torch.arange(len(h_BTD))[:, None]
     chosen_BK = order_BT[:, : round(PATCHES * share)]
-    h_BKD = torch.cat((h_BTD[:, :1], h_BTD[:, 1:][rows, chosen_BK]), 1)
-    for block in vit.layers[first:]:
-        h_BKD = block(h_BKD)
-    return vit.layernorm(h_BKD), order_BT
+    return torch.cat((h_BTD[:, :1], h_BTD[:, 1:][rows, chosen_BK]), 1), order_BT
+
+
+def through(blocks: Any, h_BTD: Tensor) -> Tensor:
+    for block in blocks:
+        h_BTD = block(h_BTD)
+    return h_BTD
 
 
 @torch.no_grad()
@@ -147,10 +155,19 @@ def frozen_states(vit: Any) -> Tensor:
         for part in torch.tensor(training_emoji()).split(64):
             emoji = part.tolist()
             h_BTD = vit.embeddings(pictures(emoji, [FIRST_NUMBER + number] * len(emoji)))
-            for block in vit.layers[:FROZEN]:
-                h_BTD = block(h_BTD)
-            states[part, number] = h_BTD.half()
+            states[part, number] = through(vit.layers[:FROZEN], h_BTD).half()
     return states
+
+
+def places_of(places: Places) -> Tensor:
+    """What its patches say of the same pictures (E,N,T,P) float16."""
+    targets = torch.zeros(len(table()), PICTURES, PATCHES, len(parts()), dtype=torch.float16)
+    for number in range(PICTURES):
+        for part in torch.tensor(training_emoji()).split(64):
+            emoji = part.tolist()
+            drawn = pictures(emoji, [FIRST_NUMBER + number] * len(emoji))
+            targets[part, number] = places.targets(drawn, emoji).half()
+    return targets
 
 
 class MaskedPatches(nn.Module):
@@ -173,8 +190,8 @@ class MaskedPatches(nn.Module):
         rows = torch.arange(len(x_BCHW))[:, None]
         # The encoder sees some patches.
         vit = self.vit[0]
-        h_BKD, order_BT = seen(vit, vit.embeddings(x_BCHW), 0, SEEN_MASKED, self.generator)
-        z_BKD = self.embed(h_BKD)[:, 1:]
+        h_BKD, order_BT = seen(vit.embeddings(x_BCHW), SEEN_MASKED, self.generator)
+        z_BKD = self.embed(vit.layernorm(through(vit.layers, h_BKD)))[:, 1:]
         seen_BK, hidden_BM = order_BT.tensor_split([z_BKD.shape[1]], dim=1)
         # The decoder draws the others.
         canvas_BTD = self.missing.to(z_BKD.dtype).expand(len(x_BCHW), PATCHES, -1).clone()
@@ -184,7 +201,7 @@ class MaskedPatches(nn.Module):
 
 
 class Names(nn.Module):
-    """The heads of the second stage, and their loss."""
+    """The heads of the last stage, and their loss."""
 
     def __init__(self, model: Any, generator: torch.Generator) -> None:
         super().__init__()
@@ -198,18 +215,38 @@ class Names(nn.Module):
             self.said[emoji, [vocabulary.index(word) for word in each]] = 1
         self.emoji = nn.Linear(WIDTH, len(trained))
         self.word = nn.Linear(WIDTH, len(vocabulary))
+        self.part = nn.Linear(WIDTH, len(parts()))
         nn.init.constant_(self.word.bias, -8.0)
+        nn.init.constant_(self.part.bias, -5.0)
 
-    def forward(self, h_BTD: Tensor, emoji: list[int]) -> Tensor:
-        """Of states before block FROZEN."""
-        model = self.model[0]
-        h_BKD, _ = seen(model.vit, h_BTD, FROZEN, SEEN_NAMED, self.generator)
+    def forward(
+        self, h_BTD: Tensor, target_BTP: Tensor, emoji: list[int], extra: list[int]
+    ) -> Tensor:
+        """Of states before block FROZEN and of what their patches show. The pictures of `extra`,
+        after those of `emoji`, only say their parts."""
+        model, clear_BP = self.model[0], shown()[1][emoji + extra]
+        h_BKD, order_BT = seen(h_BTD, SEEN_NAMED, self.generator)
+        seen_BK, rows = order_BT[:, : h_BKD.shape[1] - 1], torch.arange(len(h_BTD))[:, None]
+        # parts, of all pictures
+        h_BKD = through(model.vit.layers[FROZEN:PARTS_AFTER], h_BKD)
+        z_BKD = nnf.layer_norm(h_BKD[:, 1:], (WIDTH,))
+        # Directions of one length: to be sure of a wheel, the states must change, not the weights.
+        directions_PD = PART_LENGTH * nnf.normalize(self.part.weight, dim=1)
+        said_BKP = nnf.linear(z_BKD, directions_PD, self.part.bias).float()
+        part_BKP = nnf.binary_cross_entropy_with_logits(
+            said_BKP, target_BTP[rows, seen_BK], reduction="none", pos_weight=PART_WEIGHT
+        )
+        part = PART_LOSS * (part_BKP * clear_BP[:, None]).sum() / len(h_BTD)
+        # names
+        h_BKD = through(model.vit.layers[PARTS_AFTER:], h_BKD[: len(emoji)])
+        h_BKD = model.vit.layernorm(h_BKD)
         subgroup = model.classifier(h_BKD[:, 0]).float()
         name = self.emoji(h_BKD[:, 0]).float()
         word = torch.logsumexp(self.word(h_BKD[:, 1:]).float(), 1)
         numbers = torch.tensor([self.number[each] for each in emoji])
         return (
-            nnf.cross_entropy(subgroup, self.subgroup[emoji], label_smoothing=SMOOTHING)
+            part
+            + nnf.cross_entropy(subgroup, self.subgroup[emoji], label_smoothing=SMOOTHING)
             + 0.5 * nnf.cross_entropy(name, numbers, label_smoothing=SMOOTHING)
             + nnf.binary_cross_entropy_with_logits(word, self.said[emoji], reduction="sum")
             / (4 * len(emoji))
@@ -224,6 +261,7 @@ def learn(
     numbers: int,
     seed: int,
     say: Callable[[str], None],
+    rate: float = LEARNING_RATE,
 ) -> None:
     """AdamW in bfloat16 autocast on the loss of (emoji, numbers of pictures); linear warm-up over a
     twentieth of the steps, then a cosine."""
@@ -235,7 +273,7 @@ def learn(
     for step, chosen in enumerate(stream):
         warm = min(1.0, (step + 1) / (steps // 20 + 1))
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(*chosen)
         optimizer.zero_grad()
@@ -284,9 +322,12 @@ def figures(model: Any, most: int | None = None) -> dict[str, float]:
     return {name: sum(each) / len(each) for name, each in sorted(right.items())}
 
 
-def train(pretrained: Path | None, work: Path, say: Callable[[str], None]) -> Any:
-    """The transformers model, in evaluation mode. Its weights after every epoch are in
-    `work`; those of the first stage are read from `pretrained`, when given, instead of trained."""
+def train(
+    pretrained: Path | None, found: Path | None, work: Path, say: Callable[[str], None]
+) -> Any:
+    """The transformers model, in evaluation mode. The weights of each stage are in `work` after
+    every epoch; those of the first stage are read from `pretrained`, when given, instead of
+    trained, and those of the second one from `found`."""
     from safetensors.torch import load_file, save_file
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -298,28 +339,53 @@ def train(pretrained: Path | None, work: Path, say: Callable[[str], None]) -> An
     model: Any = ViTForImageClassification(config)
     masked = MaskedPatches(model.vit, torch.Generator().manual_seed(SEED))
     names = Names(model, torch.Generator().manual_seed(SEED))
+    places = Places()
+    rare = [torch.Generator().manual_seed(SEED + stage) for stage in (0, 1)]
 
-    def after_epoch(stage: str) -> Callable[[str], None]:
+    def after_epoch(stage: str, module: nn.Module) -> Callable[[str], None]:
         def report(line: str) -> None:
             say(f"{stage}  {line}")
-            save_file(model.state_dict(), work / f"{stage}.safetensors")
+            save_file(module.state_dict(), work / f"{stage}.safetensors")
 
         return report
 
     if pretrained is None:
         learn(
             [model.vit, masked], lambda *chosen: masked(pictures(*chosen)),
-            EPOCHS_MASKED, BATCH_MASKED, 2**30 - FIRST_NUMBER, SEED + 1, after_epoch("masked"),
+            EPOCHS_MASKED, BATCH_MASKED, 2**30 - FIRST_NUMBER, SEED + 1,
+            after_epoch("masked", model),
         )  # fmt: skip
     else:
         model.load_state_dict(load_file(pretrained))
-    states = frozen_states(model.vit.eval())
+
+    # Where the parts are.
+    def place_loss(emoji: list[int], numbers: list[int]) -> Tensor:
+        extra = with_parts(training_emoji(), MORE_PLACES, rare[0])
+        more = torch.randint(0, 2**30 - FIRST_NUMBER, (len(extra),), generator=rare[0])
+        drawn = pictures(emoji + extra, numbers + (FIRST_NUMBER + more).tolist())
+        return places.loss(other_colors(drawn, rare[0]), emoji + extra)
+
+    if found is None:
+        learn(
+            [places], place_loss, EPOCHS_PLACES, BATCH_NAMED, 2**30 - FIRST_NUMBER, SEED + 3,
+            after_epoch("places", places), RATE,
+        )  # fmt: skip
+    else:
+        places.load_state_dict(load_file(found))
+
+    # Names and parts.
+    states, targets = frozen_states(model.vit.eval()), places_of(places)
+
+    def name_loss(emoji: list[int], numbers: list[int]) -> Tensor:
+        extra = with_parts(training_emoji(), MORE_NAMED, rare[1])
+        more = torch.randint(0, PICTURES, (len(extra),), generator=rare[1])
+        which = [number - FIRST_NUMBER for number in numbers] + more.tolist()
+        drawn = emoji + extra
+        return names(states[drawn, which].float(), targets[drawn, which].float(), emoji, extra)
+
     learn(
         [model.vit.layers[FROZEN:], model.vit.layernorm, model.classifier, names],
-        lambda emoji, numbers: names(
-            states[emoji, [number - FIRST_NUMBER for number in numbers]].float(), emoji
-        ),
-        EPOCHS_NAMED, BATCH_NAMED, PICTURES, SEED + 2, after_epoch("named"),
+        name_loss, EPOCHS_NAMED, BATCH_NAMED, PICTURES, SEED + 2, after_epoch("named", model),
     )  # fmt: skip
     return model.eval()
 
@@ -347,13 +413,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--work", type=Path, required=True, help="folder for weights per epoch")
     parser.add_argument("--pretrained", type=Path, help="masked.safetensors of an earlier run")
+    parser.add_argument("--places", type=Path, help="places.safetensors of an earlier run")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for folder in (arguments.out, arguments.work):
         folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    model = train(arguments.pretrained, arguments.work, lambda line: print(line, flush=True))
+    model = train(
+        arguments.pretrained,
+        arguments.places,
+        arguments.work,
+        lambda line: print(line, flush=True),
+    )
     result = save(model, arguments.out)
     print("\n".join(f"{name}: {value}" for name, value in result.items()))
     print(f"{time.perf_counter() - began:.0f} s")

@@ -91,16 +91,17 @@ function otherMeaning(latent) {
 
 // --- two latents side by side ------------------------------------------------------------------------------------------
 
+// `other` is null for the best match.
 async function openPair(latent, other) {
   main.setAttribute("aria-busy", "true");
   try {
     await loadOther();
     const matches = recordOf[latent] < 0 ? null : await loadMatches(latent);
-    const match = (matches ?? []).find(({ index }) => index === other);
-    const records = match && await Promise.all([loadRecord(latent), loadOtherRecord(other)]);
+    const match = (matches ?? []).find(({ index }) => other === null || index === other);
+    const records = match && await Promise.all([loadRecord(latent), loadOtherRecord(match.index)]);
     const now = viewInAddress();
     if (now?.latent !== latent || now?.other !== other) return; // another was asked for meanwhile
-    if (!match || records.includes(null)) { show([noSuchPair(latent, other)]); return; }
+    if (!match || records.includes(null)) { show([other === null ? noMatches(latent) : noSuchPair(latent, other)]); return; }
     show([pairHeader(latent, match, matches), el("div", { class: "beside-columns" }, pairColumn(records[0], catalog, "own"), pairColumn(records[1], otherList, "other"))]);
   } catch (error) {
     show([section("hint", "Cannot show it", null, el("p", {}, error.message))]);
@@ -112,13 +113,20 @@ function noSuchPair(latent, other) {
     el("a", { href: `#/f/${latent}` }, `Open feature ${latent}`)));
 }
 
+function noMatches(latent) {
+  const dead = catalog.max[latent] === 0;
+  return section("hint", "No matches", null, el("p", {}, dead ? `Feature ${latent} does not fire, so it is not matched. ` : `Feature ${latent} has no page, and matches are listed of those that have one. `,
+    el("a", { href: `#/f/${latent}` }, `Open feature ${latent}`)), dead || recordOf[latent] >= 0 ? null : commandNodes([latent]));
+}
+
 function pairHeader(latent, match, matches) {
   const figureOf = (id, name, value) => (value === null ? null : el("div", {}, el("dt", {}, name), el("dd", { id }, value)));
   return el("header", { class: "feature-header" },
     el("div", { class: "identity" }, el("h2", { id: "pair", tabindex: "-1" }, el("a", { href: `#/f/${latent}` }, `#${latent}`), el("span", { class: "hash" }, " beside "), `#${match.index}`)),
     el("dl", { class: "stats" }, figureOf("pair-cosine", "Cosine of decoder rows", figure(match.cosine)),
       figureOf("pair-correlation", "Correlation of activations", match.correlation === null ? null : figure(match.correlation)),
-      figureOf("pair-jaccard", "Jaccard", match.jaccard === null ? null : figure(match.jaccard)), figureOf("pair-together", "Active together", match.together === null ? null : rowsText(match.together))),
+      figureOf("pair-jaccard", "Jaccard", match.jaccard === null ? null : figure(match.jaccard)), figureOf("pair-together", "Active together", match.together === null ? null : rowsText(match.together)),
+      figureOf("pair-seeds", "Seeds", about(el("span", {}, seedsText()), trainedText()))),
     el("nav", { class: "pair-links", "aria-label": "Matches of this latent" }, el("span", { class: "note" }, "Matches"), matches.map(({ index }) =>
       el("a", { class: "button small", href: `#/beside/${latent}/${index}`, "aria-current": index === match.index ? "true" : null }, `#${index}`))));
 }
@@ -143,22 +151,55 @@ const PAIR_EXAMPLES = 10; // EXAMPLES in saekit/inspection/beside.py
 async function openBeside() {
   const { name } = catalog.beside;
   show([el("header", { class: "gallery-header" }, el("h2", { id: "beside-title", tabindex: "-1" }, `${catalog.meta.checkpoint} beside ${name}`),
-    el("p", { class: "lead" }, besideLead())), besideTable(), besideSpread(), besideNotes()]);
+    el("p", { class: "lead" }, besideLead()), el("p", { class: "lead", id: "beside-training" }, trainedText())), besideTable(), besideSpread(), besideNotes()]);
 }
 
 function besideLead() {
   const { alive, share, partner, name } = catalog.beside;
-  return `Of the ${count(alive[0])} latents here that fire, ${percent(share[0], 3)} have a partner in ${name}, that is, a latent whose decoder row has a cosine of at least ${partner} with theirs; `
-    + `of its ${count(alive[1])}, ${percent(share[1], 3)} have one here.`;
+  return `Of the ${count(alive[0])} latents here that fire, ${percent(share[0])} have a partner in ${name}, that is, a latent whose decoder row has a cosine of at least ${partner} with theirs; `
+    + `of its ${count(alive[1])}, ${percent(share[1])} have one here.`;
+}
+
+// Two runs with one seed may start from the same directions: that is said, since it makes matches likelier.
+function trainedText() {
+  const [own, other] = catalog.beside.trained;
+  const names = [catalog.meta.checkpoint, catalog.beside.name];
+  const unsaid = [own, other].findIndex(({ seed, content }) => seed === null || content === null);
+  if (unsaid >= 0) return `${names[unsaid]} does not say with which seed and on which store it was trained.`;
+  const stores = String(own.content) === String(other.content) ? "on the same store" : "on different stores";
+  if (own.seed === other.seed) {
+    return `Both were trained with seed ${own.seed} ${stores}. Two runs of one seed may start from the same directions, which makes matches likelier than between runs of two seeds.${sameNumberText()}`;
+  }
+  const order = own.order === other.order ? `, in one order of the rows (seed ${own.order})` : "";
+  return `${names[0]} was trained with seed ${own.seed}, ${names[1]} with seed ${other.seed}, ${stores}${order}.`;
+}
+
+// A latent that stays near the direction from which both runs started has its partner under its own number.
+function sameNumberText() {
+  const { same_number: same, partners } = catalog.beside;
+  if (same === null || !partners) return "";
+  return ` Of the ${count(partners)} latents here with a partner ${count(same)} have it under their own number (unrelated runs: about one), as latents have that stay near a common start. `
+    + "Such partners say little about what two runs find by themselves.";
+}
+
+function seedsText() {
+  return catalog.beside.trained.map(({ seed }) => seed ?? MISSING).join(" and ");
+}
+
+function storeText({ content, here }) {
+  if (content === null) return MISSING;
+  return here ? "this page's" : `another, ${String(content).slice(0, 8)}`;
 }
 
 function besideTable() {
-  const { alive, share, mean_best: mean, chance, partner, name, one_to_one: matched, kind } = catalog.beside;
+  const { alive, share, mean_best: mean, chance, partner, name, one_to_one: matched, trained } = catalog.beside;
   const row = (id, title, values) => el("tr", { id }, el("th", { scope: "row" }, title), values.map((value) => el("td", {}, value)));
   return el("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": "Figures of both" }, el("table", { class: "beside-table" },
     el("thead", {}, el("tr", {}, el("td", {}), el("th", { scope: "col" }, `${catalog.meta.checkpoint} in ${name}`), el("th", { scope: "col" }, `${name} in ${catalog.meta.checkpoint}`))),
     el("tbody", {},
-      row("beside-kind", "Kind", [catalog.meta.sparsity ?? MISSING, kind]), row("beside-alive", "Latents that fire", alive.map(count)),
+      row("beside-kind", "Kind", trained.map(({ kind }) => kind)), row("beside-size", "Latents × width", trained.map(({ latents, width }) => `${count(latents)} × ${count(width)}`)),
+      row("beside-seed", "Seed", trained.map(({ seed, order }) => (seed === null ? MISSING : order === seed ? String(seed) : `${seed}, order of rows ${order}`))),
+      row("beside-store", "Store of its training", trained.map(storeText)), row("beside-rows", "Rows of its training", trained.map(({ rows }) => count(rows))), row("beside-alive", "Latents that fire", alive.map(count)),
       row("beside-share", `Have a partner (cosine ≥ ${partner})`, share.map((value) => percent(value))), row("beside-mean", "Mean of the best cosine", mean.map((value) => figure(value))),
       row("beside-chance", "99 % stay below, by chance", chance.map((value) => figure(value))),
       matched === null ? null : row("beside-matched", "Mean cosine, matched one to one", [figure(matched), figure(matched)]))));

@@ -99,7 +99,8 @@ function logitHistogram(record) {
   const height = heightScale(top, true);
   const along = (value) => clamp01((value - low) / (high - low)) * 100;
   const bars = counts.map((n, bin) => el("svg:rect", { x: bin / counts.length * 100 + 0.15, width: 100 / counts.length - 0.3, y: 100 - height(n), height: height(n) }));
-  const ends = ["raised", "lowered"].filter((side) => standsOut(record, side)).map((side) => [side, record.logits[SIDES[side][1]]]);
+  const ends = ["raised", "lowered"].map((side) => [side, standsOut(record, side) ? record.logits[SIDES[side][1]] : record.logits[SIDES[side][1]].slice(0, standsOutSingly(record, side))])
+    .filter(([, entries]) => entries.length);
   const marks = ends.flatMap(([side, entries]) => entries.map(({ value }) => el("span", { class: `mark ${side}`, style: { left: `${along(value)}%` } })));
   const plot = el("div", { class: "logit-plot", role: "img", "aria-label": logitSummary(counts, low, high, ends) },
     el("svg:svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" }, bars), marks);
@@ -111,7 +112,7 @@ function logitHistogram(record) {
   plot.addEventListener("pointerleave", hideTip);
   return el("figure", { class: "logit-histogram", id: "logit-histogram" },
     about(el("figcaption", {}, el("h4", { class: "explained" }, el("span", {}, `Effect on the ${count(counts.reduce((sum, n) => sum + n, 0))} tokens of the vocabulary`)),
-      el("span", { class: "note" }, ends.map(([side, entries]) => el("span", { class: `key ${side}` }, `the ${entries.length} ${side} most`)))), "logitHistogram"),
+      el("span", { class: "note" }, ends.map(([side, entries]) => el("span", { class: `key ${side}` }, entries.length === 1 ? `the one ${side}` : `the ${entries.length} ${side} most`)))), "logitHistogram"),
     el("div", { class: "histogram" },
       el("div", { class: "y-axis", "aria-hidden": "true" }, heightTicks(top, true).map((n) => el("span", { style: { bottom: `${height(n)}%` } }, tickCount(n)))),
       plot,

@@ -24,7 +24,6 @@ const arrivals = new Map(); // source -> function that takes the packed text
 // The names that the files beside the page know.
 window.saekitShard = (number, packed) => arrivals.get(sourceOf("shards", number))?.(packed);
 window.saekitPatches = (number, packed) => arrivals.get(sourceOf("patches", number))?.(packed);
-window.saekitWords = (number, packed) => arrivals.get(sourceOf("words", number))?.(packed);
 window.saekitPart = (folder, number, packed) => arrivals.get(sourceOf(folder, number))?.(packed);
 window.saekitContexts = (number, packed) => arrivals.get(sourceOf("contexts", number))?.(packed);
 
@@ -75,24 +74,6 @@ async function contextEntry(example) {
 // The tokens of a whole context.
 async function loadContext(example) {
   return (await contextEntry(example))[0];
-}
-
-// [token in lower case, latents, token] of every token that a latent is active on most often.
-let words = null;
-
-async function loadWords() {
-  words ??= (await loadFile("words", 0)).map(([token, ...steps]) => {
-    let latent = 0;
-    return [token.toLowerCase(), steps.map((step) => { latent += step; return latent; }), token];
-  });
-}
-
-// The latents that are active on a token that has the text in it; null until the tokens are read.
-function latentsOn(text) {
-  if (!words) return null;
-  const found = new Set();
-  for (const [token, latents] of words) if (token.includes(text)) latents.forEach((latent) => found.add(latent));
-  return found;
 }
 
 const MIME = { png: "image/png", webp: "image/webp", jpg: "image/jpeg" };

@@ -4,7 +4,7 @@
 // A page of before has neither labels of the data nor a distribution of logits.
 function expandLabels(packed) {
   return packed && { labels: inGroups(packed[0], 4).map(([label, examples, strongest, lift]) => ({ label, examples, strongest, lift })),
-    examples: packed[1], strongest: packed[2] };
+    examples: packed[1], strongest: packed[2], least: packed[3] ?? 0 };
 }
 
 function expandBins(packed) {
@@ -13,7 +13,8 @@ function expandBins(packed) {
   return { edges: allEdges([low, high], counts.length), counts };
 }
 
-const TESTED = ["raised", "lowered", "raised_chance", "lowered_chance"];
+const TESTED = ["raised", "lowered", "raised_chance", "lowered_chance", "raised_one", "lowered_one", "raised_one_chance", "lowered_one_chance",
+  "raised_beyond", "lowered_beyond"];
 
 // The examples whose contexts are needed, each once.
 function contextsOf(packed) {
@@ -27,6 +28,8 @@ function expand(packed, contexts) {
     ...kept,
     histogram: { edges: allEdges(edges, counts.length), counts },
     bands: bands.map(([low, high, rows]) => ({ low, high, rows })),
+    fifths: packed.fifths?.map(([low, high, rows]) => ({ low, high, rows })) ?? null,
+    word: packed.word ? { count: packed.word[0], of: packed.word[1], lift: packed.word[2] } : null,
     neighbours: pairs(packed.neighbours).map(([index, cosine]) => ({ index, cosine })),
     coactivation: inGroups(packed.coactivation, 4).map(([index, together, jaccard, pmi]) => ({ index, together, jaccard, pmi })),
     following: inGroups(packed.following, 4).map(([index, together, jaccard, pmi]) => ({ index, together, jaccard, pmi })),
@@ -57,10 +60,10 @@ function allEdges(edges, bins) {
   return Array.from({ length: bins + 1 }, (_, at) => Number((low + (high - low) * at / bins).toPrecision(4)));
 }
 
-// One number says the group: a band from 0, the strongest -1, at random -2, a quantile from -10 down.
+// One number says the group: a band from 0, the strongest -1, at random -2, of median size -3, a quantile from -10 down.
 function groupOf(number) {
   if (number >= 0) return { group: "interval", interval: number };
-  if (number > -10) return { group: number === -1 ? "top" : "random", interval: null };
+  if (number > -10) return { group: { "-1": "top", "-2": "random", "-3": "median" }[number], interval: null };
   return { group: "quantile", interval: -10 - number };
 }
 

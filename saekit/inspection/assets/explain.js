@@ -11,7 +11,7 @@ const MEANING = {
     + "An order for reading, not a proof.",
   dead: () => "Share of latents silent on the held-out rows, which are few: a rare latent is silent there and not dead. The one to read is dead_train, in the header: the share that fired on none of the last rows of training.",
   label: () => `Automatic: the commonest ${WORD()} among the strongest rows and a sample of each interval, and in how many of them. The examples below leave out rows of the same document. Nobody has read them.`,
-  raises: () => "Output token whose logit the decoder direction raises most on the direct path; given only where it stands out against random directions.",
+  raises: () => "Output token whose logit the decoder direction raises most on the direct path; given only where it stands out against random directions, with the ten strongest or by itself (one token).",
   name: () => "Your own name for this feature. It is kept in this browser only; Names at the top saves all of them to a file.",
   favorite: () => "Marks this feature in the list. Favorites and notes are kept like your names, and saved with them.",
   notBos: () => "Leaves out features of which at least half of the active rows are the first of their context: the BOS, or what takes its place.",
@@ -24,7 +24,9 @@ const MEANING = {
   histogram: () => `How many ${ROW()} have which activation, of those where it is not 0. Point at a bar for its range and count.`,
   log: () => "Logarithmic count axis, so that bars of a single row can be seen (key l).",
   outputTokens: () => "The decoder direction times the unembedding: tokens whose logit the feature raises or lowers on the direct path, past all later blocks and the final norm. "
-    + "A side is shown only where its ten tokens lie further from the mean logit than those of 99 % of random directions.",
+    + "A side is shown only where its ten tokens lie further from the mean logit than those of 99 % of random directions; a single token, where it does so by itself.",
+  single: () => "Of the ten tokens together this side is no better than a random direction, but these stand out by themselves: each lies further from the mean logit than the strongest "
+    + "of the whole vocabulary does for 99 % of random directions.",
   logit: () => "Change of this token's logit per unit of activation, on the direct path.",
   top: () => "The strongest examples, one per context or image and of different documents first. Shading is activation over the feature's maximum.",
   patchLatents: () => `The ${catalog.patches?.kept ?? ""} latents of largest size in this patch, with their activation. The bar is the activation over the latent's own maximum.`,
@@ -41,8 +43,14 @@ const MEANING = {
   neighbours: () => "Features whose decoder rows point in the most similar direction: cosine, 1 is the same direction.",
   coactivation: () => "Rows on which both features are active over rows on which either is (Jaccard index).",
   following: () => "The other feature is active on the token after a row of this one, over rows where either is so (Jaccard index). PMI is large for rare features by chance.",
+  fifth: () => "The smallest and the largest activation of all rows of this group, and how many there are; the examples are a few of them.",
+  median: () => `The row of median activation: of all ${ROW()} on which the feature is active, half are weaker and half are stronger.`,
+  weakest: () => "A row of the weakest fifth of all its rows, drawn at random.",
+  halfway: () => "A row of about half the largest activation: most rows of a feature are weaker.",
+  fewLabels: () => "Of so few, even a label that all of them have is often chance: one that half of all data have is on all of 10 in 0.1 % of cases, on all of 3 in 12.5 %.",
   samples: () => "Rows that were not chosen for their size: any of its rows, each as likely as another, and three of each fifth of them, by size. A feature should mean the same in all of them.",
-  tokens: () => "Of the tokens that the feature is active on, the commonest, with their share of its rows; lift is that share over the token's share of all rows.",
+  tokens: () => "Of the tokens that the feature is active on, the commonest, with their share of all its rows; lift is that share over the token's share of all rows. "
+    + "Each spelling counts by itself, unlike in the automatic label.",
   source: () => "Document or image that the example comes from, with its label where the data have one.",
   twins: () => "Near-duplicates of this feature, folded into it: decoder rows with a cosine of at least 0.8, or half of their strongest rows in common.",
 };

@@ -33,7 +33,7 @@ async function route() {
   closeList();
   document.title = known ? `#${latent} · ${catalog.meta.title}` : catalog.meta.title;
   if (!known) show(noSuchLatent(text));
-  else if (recordOf[latent] < 0) show(pageless(latent));
+  else if (recordOf[latent] < 0) await openPageless(latent);
   else await openRecord(latent);
 }
 
@@ -202,6 +202,7 @@ function listen() {
   prepareBar();
   byId("about-button").addEventListener("click", () => openAbout());
   byId("open-list").addEventListener("click", toggleList);
+  for (const link of document.querySelectorAll(".thumb-bar a")) link.addEventListener("click", closeList);
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 }
 
@@ -217,6 +218,15 @@ async function start() {
   listen();
   await route();
   document.documentElement.dataset.ready = "yes";
+  readAhead();
+}
+
+// Rows of latents without a page show their tokens or labels, once the page is there.
+function readAhead() {
+  if (catalog.records.length === catalog.meta.latents) return;
+  const part = ["tokens", "labels"].find(hasLookup);
+  if (!part) return;
+  (window.requestIdleCallback ?? setTimeout)(() => loadLookup(part).then(redrawRows).catch(() => {}));
 }
 
 start().catch((error) => {

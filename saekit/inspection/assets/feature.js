@@ -6,13 +6,17 @@ function featurePage(record) {
   return [
     featureHeader(record.index, record.label, record),
     topSection(record),
-    el("div", { class: "pair" }, el("div", {}, histogramSection(record), record.data_labels?.labels.length ? labelSection(record) : null,
+    el("div", { class: "pair" }, el("div", {}, histogramSection(record), hasLabelSection(record) ? labelSection(record) : null,
       record.tokens ? tokenSection(record) : null), relatedSection(record)),
     besideSection(record),
     sampleSection(record),
     intervalSection(record),
     record.logits ? logitSection(record) : null,
   ].filter(Boolean);
+}
+
+function hasLabelSection({ data_labels: found }) {
+  return Boolean(found) && (found.labels.length > 0 || found.examples < found.least);
 }
 
 function featureHeader(latent, label, record) {
@@ -45,8 +49,20 @@ function automaticLabel(latent, record) {
   const meaning = meaningOf(latent);
   if (!meaning) return null;
   return about(el("p", { class: "automatic-label", id: "automatic" }, el("span", { class: "badge" }, "automatic"), el("span", {}, meaningNodes(meaning)),
-    el("span", { class: "of" }, `${meaning.count} of ${meaning.of} examples${liftText(meaning)}`), record ? raisesNodes(record) : null), "label", true);
+    about(el("span", { class: "of" }, `${meaning.count} of ${meaning.of} examples${liftText(meaning)}`), "label"),
+    record?.word ? wordOfAll(meaning, record.word) : null, record ? raisesNodes(record) : null), "label", true);
 }
+
+// "; of all its rows 61 %, 14 × chance": the same word over all rows, since the examples are mostly the strongest.
+function wordOfAll(meaning, { count: rows, of, lift }) {
+  const [ofAll, what] = meaning.kind in KIND.text && meaning.kind !== "label" ? [WORD_UNITS.rows, "tokens"]
+    : [`all its ${WORD_UNITS[catalog.meta.modality]}`, WORD_UNITS[catalog.meta.modality]];
+  return about(el("span", { class: "of", id: "word-of-all" }, `${percent(rows / of, 3)} of ${ofAll}, ${figure(lift, 3)} × chance`),
+    `${count(rows)} of ${count(of)}. The first figure is of its examples, which are the strongest rows and a few of each interval; this one is of ${ofAll}. `
+    + `Chance is the word's share of all ${what}, in any spelling (capitals, blanks); the lists below count each spelling by itself.`, true);
+}
+
+const WORD_UNITS = { rows: "all its rows", text: "contexts", image: "images" };
 
 // "blocks.3 61.2 % · blocks.6 38.8 %": of a crosscoder.
 function shareText(shares) {
@@ -84,7 +100,36 @@ function standsOut(record, side) {
   return Boolean(record.logits) && (!test || test[side] > test[`${side}_chance`]);
 }
 
-const SIDES = { raised: ["Raised", "top"], lowered: ["Lowered", "bottom"] };
+// How many tokens of a side that does not stand out do so by themselves, each against the strongest of the whole vocabulary.
+function standsOutSingly(record, side) {
+  return record.logits && !standsOut(record, side) ? record.logit_test[`${side}_beyond`] ?? 0 : 0;
+}
+
+const SIDES = { raised: ["Raised", "top", "Raises"], lowered: ["Lowered", "bottom", "Lowers"] };
+
+// "Raises one token: 't", with what chance gives.
+function singleNodes(record, side) {
+  const [, key, verb] = SIDES[side];
+  const shown = record.logits[key].slice(0, standsOutSingly(record, side));
+  const test = record.logit_test;
+  return el("div", { class: "single", "data-single-side": side },
+    about(el("h4", { class: "explained" }, el("span", {}, `${verb} ${shown.length === 1 ? "one token" : `${shown.length} tokens`}`)), "single", true),
+    el("ol", { class: "measures" }, shown.map((entry) => about(el("li", {}, el("span", { class: "chip" }, tokenNodes(entry.token, true)),
+      el("span", { class: "value" }, figure(entry.value))), "logit"))),
+    el("p", { class: "note" }, `The strongest lies ${figure(test[`${side}_one`], 3)} standard deviations from the mean logit; the strongest of the whole vocabulary stays below `
+      + `${figure(test[`${side}_one_chance`], 3)} for 99 % of random directions.`));
+}
+
+// Why a side is not shown.
+function hiddenNote(record, side) {
+  const test = record.logit_test;
+  const single = standsOutSingly(record, side);
+  const ten = `${SIDES[side][0]} tokens ${single ? "as a list of ten " : ""}are not shown: they are no better than those of a random direction. The ten of this feature lie `
+    + `${figure(test[side], 3)} standard deviations from the mean logit; 99 % of random directions stay below ${figure(test[`${side}_chance`], 3)}.`;
+  const one = single || !test[`${side}_one`] ? ""
+    : ` Nor is the strongest by itself: ${figure(test[`${side}_one`], 3)}, where 99 % stay below ${figure(test[`${side}_one_chance`], 3)}.`;
+  return el("p", { class: "note", "data-hidden-side": side }, ten + one);
+}
 
 // Sides that are no better than chance are said to be so, and not shown.
 function logitSection(record) {
@@ -92,13 +137,13 @@ function logitSection(record) {
   const hidden = Object.keys(SIDES).filter((side) => !shown.includes(side));
   const entries = shown.map((side) => record.logits[SIDES[side][1]]);
   const largest = Math.max(...entries.flat().map((entry) => Math.abs(entry.value)), 1e-12);
+  const single = hidden.filter((side) => standsOutSingly(record, side));
   return section("logits", "Output tokens", null,
-    shown.length && record.logit_histogram ? logitHistogram(record) : null,
+    ...single.map((side) => singleNodes(record, side)),
+    record.logit_histogram ? logitHistogram(record) : null,
     shown.length ? el("div", { class: "two" }, shown.map((side, at) => logitColumn(side, entries[at], largest))) : null,
-    ...hidden.map((side) => el("p", { class: "note", "data-hidden-side": side },
-      `${SIDES[side][0]} tokens are not shown: they are no better than those of a random direction. The ten of this feature lie `
-      + `${figure(record.logit_test[side], 3)} standard deviations from the mean logit; 99 % of random directions stay below ${figure(record.logit_test[`${side}_chance`], 3)}.`)),
-    el("p", { class: "note" }, shown.length ? catalog.meta.logit_note : "For the same reason the distribution over the vocabulary is not shown."));
+    ...hidden.map((side) => hiddenNote(record, side)),
+    el("p", { class: "note" }, shown.length || single.length ? catalog.meta.logit_note : "For the same reason the distribution over the vocabulary is not shown."));
 }
 
 function logitColumn(side, entries, largest) {
@@ -192,16 +237,34 @@ function sampleSection(record) {
       byId("samples").replaceWith(sampleSection(record));
       byId("samples").querySelector(`[data-sample="${key}"]`).focus({ preventScroll: true });
     } },
-  el("span", { class: "swatch", style: { "--t": clamp01(Math.max(...examples.map(({ act }) => Math.abs(act))) / record.max).toFixed(3) } }),
-  el("b", {}, name), el("span", { class: "band-rows" }, `${figure(Math.min(...examples.map(({ act }) => act)), 3)} to ${figure(Math.max(...examples.map(({ act }) => act)), 3)}`)));
-  return section("samples", "Samples of all its rows", el("span", { class: "note" }, "fifths of equal numbers of rows"),
+  el("span", { class: "swatch", style: { "--t": clamp01((rangeOfSamples(record, key)?.high ?? 0) / record.max).toFixed(3) } }),
+  el("b", {}, name), about(el("span", { class: "band-rows" }, rangeNodes(rangeOfSamples(record, key))), "fifth")));
+  return section("samples", "Samples of all its rows", el("span", { class: "note" }, isSigned(record) ? "fifths of equal numbers of rows, by size" : "fifths of equal numbers of rows"),
     el("div", { class: "bands", role: "group", "aria-label": "Which rows", style: { "--bands": String(groups.length) } }, buttons), exampleList(shown, record.max));
 }
 
-// The labels of the data that its images or contexts have more often than others.
+// From which sizes samples were drawn: the ends of the whole fifth, not of the few rows shown. A page of before does not have them.
+function rangeOfSamples({ fifths }, key) {
+  if (!fifths) return null;
+  if (key !== "random") return fifths[Number(key)];
+  const filled = fifths.filter(({ rows }) => rows);
+  return { low: filled[0].low, high: filled[filled.length - 1].high, rows: filled.reduce((sum, { rows }) => sum + rows, 0) };
+}
+
+function rangeNodes(range) {
+  if (!range) return [];
+  const { low, high, rows } = range;
+  return [low === high ? figure(low) : `${figure(low)} to ${figure(high)}`, rowsText(rows)].map((line) => el("span", { class: "line" }, line));
+}
+
+// The labels of the data that its images or contexts have more often than others; of too few of these nothing is said.
 function labelSection(record) {
-  const { labels, examples, strongest } = record.data_labels;
+  const { labels, examples, strongest, least } = record.data_labels;
   const what = catalog.meta.modality === "image" ? "images" : "contexts";
+  if (examples < least) {
+    return section("data-labels", `Labels of its ${what}`, null, about(el("p", { class: "note", id: "label-figures" },
+      `Too few ${what} to say: it is active in ${count(examples)}, and ${least} are needed.`), "fewLabels", true));
+  }
   return section("data-labels", `Labels of its ${what}`, el("span", { class: "note" }, "share · lift"),
     el("ol", { class: "measures token-shares" }, labels.map((entry) => about(el("li", {},
       el("span", { class: "data-label" }, plainNodes(entry.label)), bar(entry.examples / examples), el("span", { class: "value" }, percent(entry.examples / examples, 3)),
@@ -252,7 +315,9 @@ function commandNodes(latents) {
     catch { getSelection().selectAllChildren(box); button.textContent = "Selected"; }
   } }, "Copy");
   const box = el("code", {}, command);
-  return el("div", { class: "command" }, el("pre", {}, box), button);
+  const folder = catalog.meta.command_folder;
+  return el("div", {}, el("div", { class: "command" }, el("pre", {}, box), button),
+    folder ? el("p", { class: "note command-folder" }, `To be run in the folder “${folder}”, where the page was made.`) : null);
 }
 
 // What a list shows of a latent beside its number: label, thumbnail, the tokens it fires on.
@@ -260,32 +325,22 @@ function previewOf(latent) {
   const record = recordOf[latent];
   const meaning = meaningOf(latent);
   const own = names.get(latent) ?? (record >= 0 ? catalog.labels[record] : null);
-  const words = own ? [el("span", { class: "own-label" }, plainNodes(own))] : meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [];
+  const words = meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [];
   // one box, in which the label gives way to the figure
-  if (meaning?.lift && !own) words.push(el("span", { class: "lifted" }, words.pop(), about(el("span", { class: "lift" }, `× ${figure(meaning.lift, 2)}`), "lift")));
-  if (record < 0) return el("span", { class: "preview none" }, catalog.max[latent] === 0 ? "" : words.length ? words : noCommon());
+  if (meaning?.lift) words.push(el("span", { class: "lifted" }, words.pop(), about(el("span", { class: "lift" }, `× ${figure(meaning.lift, 2)}`), "lift")));
+  const name = own ? el("span", { class: "own-label" }, plainNodes(own)) : null; // beside it all that the row has without one
+  if (record < 0) return el("span", { class: "preview none" }, name, catalog.max[latent] === 0 ? "" : words.length ? words : noCommon());
   const thumbnail = catalog.thumbnails[record];
   const common = meaning && meaning.text.trim().toLowerCase();
   catalog.previews[record].filter((token) => token.trim().toLowerCase() !== common)
     .forEach((token) => words.push(el("span", { class: "chip" }, tokenNodes(token, true))));
-  if (!words.length || own || catalog.labels[record]) {
+  if (!words.length || catalog.labels[record]) {
     catalog.data_labels[record].forEach((label) => words.push(el("span", { class: "data-label" }, plainNodes(label))));
   }
-  return el("span", { class: "preview" }, thumbnail ? picture(thumbnail, "") : null, words);
+  return el("span", { class: "preview" }, thumbnail ? picture(thumbnail, "") : null, name, words);
 }
 
-function pageless(latent) {
-  const dead = catalog.max[latent] === 0;
-  return [
-    featureHeader(latent, null, null),
-    section("hint", dead ? "Never active" : "Its examples are not on this page", null,
-      el("p", {}, dead ? `No row of the ${count(catalog.meta.rows)} scanned activates this latent.`
-        : "This latent was scanned, but no examples were gathered for it. This command adds them, and keeps what is here:"),
-      dead ? null : commandNodes([latent])),
-  ];
-}
-
-function noSuchLatent(text) {
-  return [section("hint", "No such feature", null, el("p", {}, `“${text}” is not in this dictionary: its features are 0 to `
-    + `${catalog.meta.latents - 1}.`))];
+// `latents`: of the dictionary that lacks it.
+function noSuchLatent(text, latents = catalog.meta.latents, name = "this dictionary") {
+  return [section("hint", "No such feature", null, el("p", {}, `“${text}” is not in ${name}: its features are 0 to ${latents - 1}.`))];
 }

@@ -1,8 +1,7 @@
 // The page opens here: the features that are worth reading first, each with what it fires on and a few of its examples.
 
 const CARDS = 10; // where the page has no gallery of its own: the first of the list
-const CARD_TEXTS = [2, 1]; // strongest, and of the middle of the range
-const CARD_IMAGES = [3, 1];
+const CARD_STRONGEST = 2; // then the row of median activation, and one of the weakest fifth
 const CARD_SIDE = 7; // tokens on either side of the strongest
 
 function isGallery() {
@@ -32,8 +31,7 @@ function galleryHeader(shown) {
     el("h2", { id: "gallery-title", tabindex: "-1" }, scored ? `${many} worth reading` : many),
     el("p", { class: "lead" }, scored
       ? ["In the order of an ", about(el("span", {}, "automatic score"), "score", true), `: how often the examples of a feature have one ${WORD()} in common, against shuffled examples. `
-        + "Near-duplicates are folded, and each meaning comes once. The last of a card's examples "
-        + `${catalog.meta.modality === "image" ? "are" : "is"} from the middle of its range.`]
+        + "Near-duplicates are folded, and each meaning comes once. The last two examples of a card are its row of median activation and one of its weakest fifth."]
       : "Those with the largest activations. There is no score: a dense code has none, nor have images with neither label nor name."),
     catalog.meta.modality === "image" ? el("div", { class: "shading" }, overlayButtons()) : null);
 }
@@ -42,7 +40,7 @@ const TITLE_NUMBERS = [null, "One", "Two", "Three", "Four", "Five", "Six", "Seve
 
 function galleryCard(record, twins) {
   const images = catalog.meta.modality === "image";
-  const examples = cardExamples(record, images ? CARD_IMAGES : CARD_TEXTS).map((example) => (images ? cardImage : cardText)(example, record.max));
+  const examples = cardExamples(record).map(([example, kind]) => (images ? cardImage : cardText)(example, record.max, kind));
   const folded = twins.length ? about(el("span", {}, `+ ${count(twins.length)} near-duplicate${twins.length === 1 ? "" : "s"}`), "twins") : null;
   return el("li", { class: "card" },
     el("a", { class: "card-link", href: `#/f/${record.index}`, "aria-label": `Open feature ${record.index}` }),
@@ -53,28 +51,40 @@ function galleryCard(record, twins) {
       record.score === null || record.score === undefined ? null : about(el("span", {}, `score ${figure(record.score, 2)}`), "score"), folded));
 }
 
-// The strongest, then some of the middle: what holds at the top only is seen at once.
-function cardExamples(record, [strongest, middling]) {
-  const top = record.examples.filter((example) => example.group === "top");
-  const middle = record.examples.filter((example) => example.interval !== null)
-    .sort((a, b) => Math.abs(Math.abs(a.act) / record.max - 0.5) - Math.abs(Math.abs(b.act) / record.max - 0.5)).slice(0, middling);
-  return [...top.slice(0, strongest + middling - middle.length), ...middle];
+// [example, kind]: the strongest, then the median of all rows and one of the weakest, so that what holds at the top only is seen at once.
+// Half of the maximum is above most rows: it stands in only where there is no index of all rows (a dense code), and is called so.
+function cardExamples(record) {
+  const top = record.examples.filter((example) => example.group === "top").slice(0, CARD_STRONGEST);
+  const fromHalf = (example) => Math.abs(Math.abs(example.act) / record.max - 0.5);
+  const found = [[record.samples.find(({ group }) => group === "median"), "median"],
+    [record.samples.find(({ group, interval: fifth }) => group === "quantile" && fifth === 0), "weakest"]];
+  if (!found[0][0]) found[0] = [record.examples.filter((example) => example.interval !== null).sort((a, b) => fromHalf(a) - fromHalf(b))[0], "halfway"];
+  const place = (example) => `${example.example_id} ${example.position}`;
+  const known = new Set(top.map(place));
+  const rest = found.filter(([example]) => example && !known.has(place(example)) && known.add(place(example)));
+  return [...top.map((example) => [example, null]), ...rest];
 }
 
-function cardText(example, max) {
+const CARD_KINDS = { median: "median row", weakest: "weakest fifth", halfway: "half of its maximum" };
+
+function kindOfCard(kind) {
+  return kind && about(el("span", { class: "card-kind" }, CARD_KINDS[kind]), kind);
+}
+
+function cardText(example, max, kind) {
   const from = Math.max(0, example.centre - CARD_SIDE);
   const to = Math.min(example.tokens.length, example.centre + CARD_SIDE + 1);
   const first = example.position - example.centre + from;
   const line = tokenLine(example.tokens.slice(from, to), example.values.slice(from, to), example.centre - from, first, max, `Example, activation ${figure(example.act)}`);
   line.tabIndex = -1;
-  return el("li", {}, el("span", { class: "act" }, figure(example.act, 3)), line);
+  return el("li", {}, kindOfCard(kind), el("span", { class: "act" }, figure(example.act, 3)), line);
 }
 
-function cardImage(example, max) {
+function cardImage(example, max, kind) {
   const frame = imageExample(example, max).querySelector(".frame");
   frame.tabIndex = -1;
   frame.setAttribute("role", "img"); // the card is the link
-  return el("li", {}, frame);
+  return el("li", {}, frame, kindOfCard(kind));
 }
 
 // --- automatic labels -----------------------------------------------------------------------------------------------
@@ -115,6 +125,7 @@ function liftText(meaning) {
 }
 
 function raisesNodes(record) {
-  if (!standsOut(record, "raised")) return null;
-  return about(el("span", { class: "raises" }, "raises ", el("span", { class: "chip" }, tokenNodes(record.logits.top[0].token, true))), "raises");
+  const single = standsOutSingly(record, "raised");
+  if (!standsOut(record, "raised") && !single) return null;
+  return about(el("span", { class: "raises" }, single === 1 ? "raises one token: " : "raises ", el("span", { class: "chip" }, tokenNodes(record.logits.top[0].token, true))), "raises");
 }

@@ -51,7 +51,7 @@ function paint(canvas, pixels) {
   context.putImageData(image, 0, 0);
 }
 
-// A line round the patches of at least half the maximum.
+// A line round the patches of at least half the maximum: light on a wider dark one, so that one of the two is seen on any color.
 function outline(shares, [height, width]) {
   const inside = (row, column) => row >= 0 && column >= 0 && row < height && column < width && shares[row * width + column] >= OUTLINED;
   const lines = shares.flatMap((_, place) => {
@@ -61,7 +61,7 @@ function outline(shares, [height, width]) {
       inside(row, column - 1) ? "" : `M${column} ${row}v1`, inside(row, column + 1) ? "" : `M${column + 1} ${row}v1`];
   });
   return el("svg:svg", { class: "outline", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-    el("svg:path", { d: lines.join(""), "vector-effect": "non-scaling-stroke" }));
+    ["dark", "light"].map((tone) => el("svg:path", { class: tone, d: lines.join(""), "vector-effect": "non-scaling-stroke" })));
 }
 
 // Enlarged, the arrows go on from the patch that the pointer or a finger was on last.

@@ -2,7 +2,6 @@
 
 const list = byId("list");
 const rows = byId("rows");
-const SPREAD_BINS = 48;
 const OVERSCAN = 6;
 
 const view = { order: [], place: new Map(), sort: "density", range: null, axis: null, needle: null, height: 44, drawn: new Map() };
@@ -17,7 +16,7 @@ function prepareList() {
   }
   view.search = catalog.records.map((_, record) => searchText(record));
   prepareDensity();
-  if (catalog.records.length === catalog.meta.latents) byId("only-paged").closest("label").hidden = true;
+  for (const id of ["only-paged", "paged-first"]) byId(id).closest("label").hidden = catalog.records.length === catalog.meta.latents;
   prepareScore();
   prepareKinds();
   takeFilters();
@@ -113,67 +112,56 @@ function updateList() {
   view.range = readRange();
   view.answer = answerFromPage(byId("search").value, updateList);
   view.needle = view.answer ? "" : byId("search").value.trim().toLowerCase();
-  const answering = view.answer && new Set(view.answer.order);
-  if (view.needle && !words) loadWords().then(updateList).catch(() => {}); // without them, the strongest examples are searched
-  view.on = view.needle ? latentsOn(view.needle) : null;
-  const hideDead = byId("hide-dead").checked;
-  const onlyPaged = byId("only-paged").checked;
-  const kind = byId("label-kind").value;
-  const leastScore = Number(byId("least-score").value);
-  const notBos = byId("not-bos").checked;
-  const onlyFavorites = byId("only-favorites").checked;
-  const withoutPartner = byId("without-partner").checked && catalog.beside;
+  if (view.needle) readWords();
+  view.matches = view.needle ? wordMatches(view.needle) : null;
+  const filters = filtersSet();
   const kept = [];
   for (let latent = 0; latent < catalog.meta.latents; latent += 1) {
-    if (hideDead && catalog.max[latent] === 0) continue;
-    if (onlyPaged && recordOf[latent] < 0) continue;
-    if (view.range && (catalog.density[latent] < view.range.low || catalog.density[latent] > view.range.high)) continue;
-    if (kind && !hasLabelOf(latent, kind)) continue;
-    if (leastScore > 0 && !(catalog.score[latent] >= leastScore)) continue;
-    if (notBos && view.starts.has(latent)) continue;
-    if (onlyFavorites && !favorites.has(latent)) continue;
-    if (withoutPartner && !lacksPartner(latent)) continue;
-    if (answering && !answering.has(latent)) continue;
-    if (view.needle && !matches(latent, view.needle)) continue;
-    kept.push(latent);
+    if (filters.every(({ passes }) => passes(latent))) kept.push(latent);
   }
   view.order = inOrder(kept);
   view.place = new Map(view.order.map((latent, place) => [latent, place]));
   rows.style.height = `${view.order.length * view.height}px`;
-  byId("found").textContent = foundText();
+  sayFound();
+  drawNothing(filters);
   redrawRows();
   scrollToCurrent();
   listChanged();
 }
 
-// A page knows tokens and labels of examples only of the latents that it shows: `asked` of the answer says so.
-function foundText() {
+// Tokens and labels of all latents; until they are there, the strongest examples and the automatic labels are searched.
+function readWords() {
+  for (const part of ["tokens", "labels"]) {
+    if (hasLookup(part) && !known[part] && !(part === "labels" && known.names)) loadLookup(part).then(updateList).catch(() => {});
+  }
+}
+
+function sayFound() {
   const [all, paged] = [catalog.meta.latents, catalog.records.length];
-  if (view.order.length === all) return `${count(all)} latents, ${count(paged)} with a page`;
-  const { note, asked, verb } = view.answer ?? {};
-  const of = asked === "paged" && paged < all ? `the ${count(paged)} latents with a page` : `${count(all)} latents`;
-  const rest = !asked || paged === all ? "" : asked === "paged" ? `. ${verb} asks all.`
-    : `. Without a page, a latent is asked only for its automatic label; ${verb} asks all.`;
-  return `${count(view.order.length)} of ${of}${note ? `, ${note}` : ""}${rest}`;
+  const { note, more } = view.answer ?? {};
+  const found = byId("found");
+  found.textContent = view.order.length === all ? `${count(all)} latents, ${count(paged)} with a page` : `${count(view.order.length)} of ${count(all)} latents${note ? `, ${note}` : ""}`;
+  if (more) { about(found, more, true); return; }
+  found.classList.remove("explained");
+  for (const name of ["data-about", "aria-description", "tabindex"]) found.removeAttribute(name);
 }
 
-// "81" finds 81, 810, 8123 and every token with 81 in it; "#81" only the numbers.
-function matches(latent, needle) {
-  const digits = needle.startsWith("#") ? needle.slice(1) : needle;
-  if (/^\d+$/.test(digits) && String(latent).startsWith(digits)) return true;
-  if (names.get(latent)?.toLowerCase().includes(needle) || catalog.meanings[latent]?.[1].toLowerCase().includes(needle)) return true;
-  if (view.on?.has(latent)) return true;
-  return recordOf[latent] >= 0 && view.search[recordOf[latent]].includes(needle);
-}
-
+// An answer is in its own order, and words in that of how well they match, unless another order than the first was chosen.
 function inOrder(latents) {
-  if (view.answer?.figures) return view.answer.order.filter((latent) => latents.includes(latent));
+  const chosen = view.sort !== view.initial.sort;
   const key = view.sort === "index" ? null : catalog[view.sort];
-  if (key) latents.sort((a, b) => (key[b] ?? -1) - (key[a] ?? -1) || a - b);
-  const exact = Number(view.needle.replace("#", "") || NaN);
-  const at = latents.indexOf(exact);
-  if (at > 0) latents.unshift(...latents.splice(at, 1));
-  return latents;
+  const byKey = key ? (a, b) => (key[b] ?? -1) - (key[a] ?? -1) || a - b : (a, b) => a - b;
+  let ordered = latents;
+  if (view.answer && !chosen) {
+    const kept = new Set(latents);
+    ordered = view.answer.order.filter((latent) => kept.has(latent));
+  } else if (view.matches) {
+    const { level, share } = view.matches;
+    const worth = (latent) => (catalog.score[latent] ?? 0) * share[latent];
+    ordered.sort((a, b) => level[b] - level[a] || (chosen ? byKey(a, b) : worth(b) - worth(a) || share[b] - share[a] || byKey(a, b)));
+  } else if (key) ordered.sort(byKey);
+  if (!byId("paged-first").checked) return ordered;
+  return [...ordered.filter((latent) => recordOf[latent] >= 0), ...ordered.filter((latent) => recordOf[latent] < 0)];
 }
 
 function openFirst() {
@@ -188,67 +176,14 @@ function neighbourInList(latent, direction) {
   return view.order[place] ?? null;
 }
 
-// --- filters beside the search, and their place in the address ------------------------------------------------------------
-
-// Only the kinds that there are.
-function prepareKinds() {
-  view.starts = new Set(catalog.starts);
-  byId("not-bos").closest("label").hidden = view.starts.size === 0;
-  byId("least-score-label").hidden = !catalog.score.some((score) => score !== null);
-  const known = new Set(["", "own", "none", ...catalog.meanings.map((meaning) => meaning?.[0])]);
-  for (const option of [...byId("label-kind").options]) if (!known.has(option.value)) option.remove();
-}
-
-function hasLabelOf(latent, kind) {
-  if (kind === "own") return names.has(latent);
-  const meaning = catalog.meanings[latent]?.[0];
-  return kind === "none" ? !meaning && !names.has(latent) : meaning === kind;
-}
-
-const FILTERS = { q: "search", sort: "sort", from: "density-low", to: "density-high", label: "label-kind", score: "least-score",
-  dead: "hide-dead", paged: "only-paged", bos: "not-bos", favorites: "only-favorites", unmatched: "without-partner" };
-
-// What differs from the page as it opens: "sort=max&score=0.5".
-function filterText() {
-  const given = new URLSearchParams();
-  for (const [name, id] of Object.entries(FILTERS)) {
-    const field = byId(id);
-    if (field.type === "checkbox" ? field.checked : field.value !== view.initial[name]) given.set(name, field.type === "checkbox" ? "1" : field.value);
-  }
-  return given.toString();
-}
-
-// The address of what is shown, filters included.
-function addressHash() {
-  const filters = filterText();
-  return `${location.hash.split("?")[0] || "#/"}${filters ? `?${filters}` : ""}`;
-}
-
-function keepFilters() {
-  history.replaceState(null, "", addressHash());
-}
-
-// The filters of the address, where it has any.
-function takeFilters() {
-  view.initial ??= Object.fromEntries(Object.entries(FILTERS).map(([name, id]) => [name, byId(id).value]));
-  const query = location.hash.split("?")[1];
-  if (!query) return false;
-  const given = new URLSearchParams(query);
-  for (const [name, id] of Object.entries(FILTERS)) {
-    const field = byId(id);
-    if (field.type === "checkbox") field.checked = given.get(name) === "1";
-    else field.value = given.get(name) ?? view.initial[name];
-    if (field.tagName === "SELECT" && field.selectedIndex < 0) field.value = view.initial[name];
-  }
-  return true;
-}
-
 // --- drawing --------------------------------------------------------------------------------------------------------
 
 function redrawRows() {
+  const focused = rows.contains(document.activeElement) ? document.activeElement.dataset.latent : null;
   view.drawn.clear();
   rows.replaceChildren();
   drawRows();
+  if (focused) rows.querySelector(`[data-latent="${focused}"]`)?.focus({ preventScroll: true });
 }
 
 function drawRows() {
@@ -274,9 +209,24 @@ function listRow(latent, place) {
     class: `row${recordOf[latent] < 0 ? " pageless" : ""}`, href: `#/f/${latent}`, "data-latent": latent,
     tabindex: current ? "0" : "-1", "aria-current": current ? "page" : null, "aria-label": rowLabel(latent),
     style: { transform: `translateY(${place * view.height}px)`, height: `${view.height}px` },
-  }, el("span", { class: "number" }, String(latent), favorites.has(latent) ? el("span", { class: "star", "aria-hidden": "true" }, " ★") : null), previewOf(latent),
+  }, el("span", { class: "which" }, el("span", { class: "number" }, String(latent), favorites.has(latent) ? el("span", { class: "star", "aria-hidden": "true" }, " ★") : null),
+    isPageless(latent) ? el("span", { class: "no-page" }, "no page") : null), listPreview(latent),
   about(el("span", { class: "density" }, view.axis ? bar(density > 0 ? onAxis(density) : 0) : null, el("span", {}, measure)), view.axis ? "density" : "max"));
-  return recordOf[latent] < 0 && catalog.max[latent] !== 0 ? about(row, "Its examples are not on this page; opening it shows the command that adds them.") : row;
+  return isPageless(latent) ? about(row, "Its examples are not on this page. Opening it shows what is known of it, and the command that makes its page.") : row;
+}
+
+// Without a page, though it fires.
+function isPageless(latent) {
+  return recordOf[latent] < 0 && catalog.max[latent] !== 0;
+}
+
+function listPreview(latent) {
+  const preview = previewOf(latent);
+  const words = isPageless(latent) ? knownWords(latent) : [];
+  if (!words.length) return preview;
+  if (!meaningOf(latent)) preview.replaceChildren(...preview.querySelectorAll(".own-label")); // instead of "no common label"
+  preview.append(...words);
+  return preview;
 }
 
 function rowLabel(latent) {
@@ -285,7 +235,7 @@ function rowLabel(latent) {
   const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}${liftText(meaning)}`.trim();
   const words = record < 0 ? [common] : [names.get(latent), catalog.labels[record], common, ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
   const density = catalog.density[latent];
-  return [`feature ${latent}`, favorites.has(latent) ? "favorite" : null, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]
+  return [`feature ${latent}`, favorites.has(latent) ? "favorite" : null, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`, isPageless(latent) ? "no page" : null]
     .filter(Boolean).join(", ");
 }
 

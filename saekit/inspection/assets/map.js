@@ -4,9 +4,11 @@ const NOWHERE = 65535; // saekit/inspection/map.py
 const ZOOM_STEP = 1.6;
 const MOST_ZOOM = 400;
 const POINT_REACH = 14; // pixels from the pointer to a point
+const [MOST_HITS, BEST_HITS] = [4000, 50]; // of a search: that have rings, and the largest
+const [DIM, DIM_WHILE_SEARCHING] = [0.22, 0.12];
 
 let points = null; // { x, y: Float32Array in the unit square, latents: Int32Array, place: latent -> number of its point, -1 for none }
-const chart = { canvas: null, shown: null, at: -1, center: [0.5, 0.5], zoom: 1, neighbours: [], buffers: null, pending: 0 };
+const chart = { canvas: null, shown: null, at: -1, center: [0.5, 0.5], zoom: 1, neighbours: [], hits: null, buffers: null, pending: 0 };
 
 function numbersOf(base64) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -72,7 +74,7 @@ function mapFacts() {
   const mark = (name, text) => el("li", {}, el("span", { class: `map-mark ${name}`, "aria-hidden": "true" }), text);
   return el("div", { class: "map-facts" },
     el("p", { id: "map-at", role: "status" }),
-    el("ul", { class: "map-legend" }, mark("lit", el("span", { id: "map-shown" })), mark("dim", "left out by the filters"), state.latent === null ? null : mark("own", `#${state.latent}`), state.latent === null ? null : mark("near", "its nearest directions, by cosine")),
+    el("ul", { class: "map-legend" }, mark("lit", el("span", { id: "map-shown" })), mark("dim", "left out by search and filters"), state.latent === null ? null : mark("own", `#${state.latent}`), state.latent === null ? null : mark("near", "its nearest directions, by cosine")),
     el("p", { class: "note" }, "Every point is a row of the list, with the same filters. ",
       el("button", { type: "button", class: "button small", id: "map-to-list", onclick: goToList }, "Go to the list")));
 }
@@ -129,7 +131,11 @@ function listChanged() {
   chart.shown = new Uint8Array(points.latents.length);
   for (const latent of view.order) if (points.place[latent] >= 0) chart.shown[points.place[latent]] = 1;
   const shown = chart.shown.reduce((sum, one) => sum + one, 0);
-  byId("map-shown").textContent = `${count(shown)} of ${count(points.latents.length)} latents`;
+  // what a search found stands out of the cloud; filters only dim the rest
+  const searching = Boolean(view.matches || view.answer);
+  chart.hits = searching ? view.order.map((latent) => points.place[latent]).filter((point) => point >= 0) : null;
+  document.querySelector(".map-legend .lit").classList.toggle("hit", searching);
+  byId("map-shown").textContent = `${count(shown)} of ${count(points.latents.length)} latents${searching ? " found" : ""}`;
   drawSoon();
 }
 
@@ -162,11 +168,28 @@ function drawMap() {
   const place = mapPlace();
   const radius = pointRadius();
   countPoints(points, chart.shown, place, canvas.width, canvas.height, radius, buffers.lit, buffers.dim);
-  paintPoints(buffers.image, buffers.lit, buffers.dim, colorTable(themeColor("cool", main), radius < 1 ? 0.7 : 0.6), colorTable(themeColor("faint", main), 0.22));
+  const lit = colorTable(themeColor(chart.hits ? "heat" : "cool", main), radius < 1 ? 0.7 : 0.6);
+  paintPoints(buffers.image, buffers.lit, buffers.dim, lit, colorTable(themeColor("faint", main), chart.hits?.length ? DIM_WHILE_SEARCHING : DIM));
   const context = canvas.getContext("2d");
   context.putImageData(buffers.image, 0, 0);
+  if (chart.hits && chart.hits.length <= MOST_HITS) drawHits(context, place, radius);
   drawMarks(context, place, radius);
   performance.measure("map", { start });
+}
+
+// Found points: a disc with a ring round it, on top of all others; the best are the largest, and on top of the rest.
+function drawHits(context, { scale, left, top }, radius) {
+  const ratio = pixelRatio();
+  const sizeOf = (place) => Math.max(radius * 1.3, (place < BEST_HITS ? 5 : place < 10 * BEST_HITS ? 3.5 : 2.5) * ratio);
+  const [fill, ground, ink] = ["heat", "raised", "ink"].map((name) => `rgb(${themeColor(name, main).join(" ")})`);
+  const disc = (column, row, reach, color) => { context.fillStyle = color; context.beginPath(); context.arc(column, row, reach, 0, 2 * Math.PI); context.fill(); };
+  for (let place = chart.hits.length - 1; place >= 0; place -= 1) {
+    const [point, size] = [chart.hits[place], sizeOf(place)];
+    const [column, row] = [points.x[point] * scale + left, top - points.y[point] * scale];
+    disc(column, row, size + 3 * ratio, ink);
+    disc(column, row, size + 1.75 * ratio, ground);
+    disc(column, row, size, fill);
+  }
 }
 
 function drawMarks(context, { scale, left, top }, radius) {

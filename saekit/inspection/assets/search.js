@@ -1,5 +1,5 @@
 // What a search box is asked: a number, words, or one of the questions of `saekit features`. The page on disk answers from its
-// own data; the local server's page sends it on.
+// own data (answers.js); the local server's page sends it on.
 
 const PREFIX = /^\s*(token|label|near|explained|text):(.*)$/s;
 const VERSUS = /^(.+?)\s+versus:\s*(.+)$/s;
@@ -33,62 +33,4 @@ function ofPrefix(kind, rest) {
 function ofText(words) {
   const [, text, versus] = VERSUS.exec(words) ?? [null, words, null];
   return { kind: "text", value: text, versus };
-}
-
-// --- the page on disk -----------------------------------------------------------------------------------------------
-
-const NEAREST = { neighbours: "cosine", coactivation: "Jaccard", following: "Jaccard, next token" };
-let nearest = null; // {latent, order, figures, note}: the record of `near:`, once it is there
-
-// {order, figures, note} of a question, `again` being called when more is there to answer with; null: not such a question.
-function answerFromPage(raw, again) {
-  const asked = understood(raw, false);
-  if (asked.kind === "token") return onToken(asked.value, again);
-  if (asked.kind === "label") return ofLabel(asked.value.toLowerCase());
-  if (asked.kind === "near") return nearTo(asked.value, again);
-  if (asked.kind === "explained") return { order: [], note: "saekit features --explained asks this" };
-  if (asked.kind === "wrong") return { order: [], note: asked.problem };
-  return null;
-}
-
-function onToken(token, again) {
-  if (!words) {
-    loadWords().then(again).catch(() => {});
-    return { order: [], note: "reading the tokens" };
-  }
-  const entry = words.find(([, , written]) => written === token);
-  return { order: entry?.[1] ?? [], note: `active most often on “${tokenText(token)}”`, asked: "paged", verb: "saekit features --token" };
-}
-
-function ofLabel(label) {
-  const order = [];
-  for (let latent = 0; latent < catalog.meta.latents; latent += 1) {
-    const [kind, text] = catalog.meanings[latent] ?? [];
-    const named = (kind === "label" || kind === "name") && text.toLowerCase() === label;
-    const seen = recordOf[latent] >= 0 && catalog.data_labels[recordOf[latent]].some((each) => each.toLowerCase() === label);
-    if (named || seen) order.push(latent);
-  }
-  return { order, note: `with the label “${label}” among the strongest examples`, asked: "named", verb: "saekit features --label" };
-}
-
-// In the order of its record: nearest decoder rows, then those that fire on the same rows, then on the next token.
-function nearTo(latent, again) {
-  if (!(latent < catalog.meta.latents)) return { order: [], note: `there is no latent ${latent}` };
-  if (recordOf[latent] < 0) return { order: [], note: `#${latent} has no page to say which are near it` };
-  if (nearest?.latent !== latent) {
-    loadRecord(latent).then((record) => { nearest = nearestOf(record); again(); }).catch(() => {});
-    return { order: [], note: `reading #${latent}` };
-  }
-  return nearest;
-}
-
-function nearestOf(record) {
-  const figures = new Map();
-  for (const [name, measure] of Object.entries(NEAREST)) {
-    for (const entry of record[name] ?? []) {
-      const value = entry[measure === "cosine" ? "cosine" : "jaccard"];
-      if (!figures.has(entry.index)) figures.set(entry.index, `${figure(value, 3)} ${measure}`);
-    }
-  }
-  return { latent: record.index, order: [...figures.keys()], figures, note: `near #${record.index}` };
 }

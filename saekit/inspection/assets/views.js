@@ -2,13 +2,24 @@
 
 const VIEWS = { map: () => Boolean(catalog.map), beside: () => Boolean(catalog.beside) };
 
-// { name, latent, other, unknown } of the address, or null; `unknown`: the number that no latent has.
+// { name, latent, other, unknown } of the address, or null; `unknown`: [what no latent is called, the latents that there are, whose].
 function viewInAddress() {
-  const found = /^#\/(map|beside)(?:\/(\d+))?(?:\/(\d+))?(?:\?|$)/.exec(location.hash);
+  const found = /^#\/(map|beside)(?:\/([^/?]*))?(?:\/([^/?]*))?(?:\?|$)/.exec(location.hash);
   if (!found || !VIEWS[found[1]]()) return null;
-  const latent = found[2] === undefined ? null : Number(found[2]);
-  const known = latent === null || latent < catalog.meta.latents;
-  return { name: found[1], latent: known ? latent : null, unknown: known ? null : found[2], other: found[3] === undefined ? null : Number(found[3]) };
+  const [latent, noLatent] = latentNamed(found[2], catalog.meta.latents);
+  const [other, noOther] = found[1] === "beside" ? latentNamed(found[3], catalog.beside.latents, catalog.beside.name) : [null, null];
+  return { name: found[1], latent, other, unknown: noLatent ?? noOther };
+}
+
+// [its number, null], or [null, what to say]; nothing was named: [null, null].
+function latentNamed(text, latents, whose) {
+  if (!text) return [null, null];
+  const known = /^\d+$/.test(text) && Number(text) < latents;
+  return known ? [Number(text), null] : [null, [decoded(text), latents, whose]];
+}
+
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return text; }
 }
 
 async function routeToView({ name, latent, other, unknown }) {
@@ -18,8 +29,8 @@ async function routeToView({ name, latent, other, unknown }) {
   closeList();
   const titles = { map: "Map", beside: `Beside ${catalog.beside?.name}` };
   document.title = `${latent === null ? "" : `#${latent} · `}${titles[name]} · ${catalog.meta.title}`;
-  if (unknown !== null) { show(noSuchLatent(unknown)); return; }
-  await (name === "map" ? openMap(latent) : latent !== null && other !== null ? openPair(latent, other) : openBeside());
+  if (unknown !== null) { show(noSuchLatent(...unknown)); return; }
+  await (name === "map" ? openMap(latent) : latent !== null ? openPair(latent, other) : openBeside());
 }
 
 // Buttons of the header and of the list, for the views that there are.

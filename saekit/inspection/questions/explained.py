@@ -16,6 +16,7 @@ import numpy as np
 from saekit.errors import DataError, UsageError, did_you_mean, opt
 from saekit.inspection.known import Known
 from saekit.inspection.meanings import LABEL, NAME, NONE
+from saekit.inspection.questions.asked import Answer, Asked, Question
 from saekit.inspection.search import Ranking, descending
 
 K1, B = 1.2, 0.75
@@ -120,3 +121,10 @@ class _Fields:
         norm_F = K1 * (1 - B + B * self._length_F / mean)
         saturated_QF = self._count_QF * (K1 + 1) / (self._count_QF + norm_F)
         return idf_Q @ saturated_QF, has_QF.sum(0)
+
+
+def _answer(asked: Asked) -> Answer:
+    return Answer(of_explanation(asked.known, asked.value))
+
+
+EXPLAINED = Question(_answer)
