@@ -359,6 +359,20 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     effects = [f"{dose.effect:+.3f}".replace("-", "−") for dose in measured.doses]
     assert tab.texts("#doses tbody td:nth-child(2)") == effects
     assert tab.texts("#doses .verdict") == [f"Verdict: {measured.verdict}."]
-    assert tab.texts("#scope") == [measured.scope] and "name a target" not in measured.scope
+    assert tab.texts("#scope") == [measured.scope]
+    # on a class that is named
+    other = next(number for number in "12" if measured.targets != [f"LABEL_{number}"])
+    tab.page.fill("#target", other)
+    tab.page.click("#run")
+    tab.page.wait_for_selector(f'#doses .targets .chip:has-text("LABEL_{other}")')
+    tab.page.wait_for_selector("#doses .verdict")
+    tab.status("steer", "Done")
+    named = saekit.steer(
+        digit_server.run, **given, latents={ranked[0].index: 1.0}, dose=[0.5, 1.0], targets=[other]
+    )
+    assert tab.texts("#doses .targets .chip") == named.targets
+    assert tab.texts("#scope") == [named.scope]
+    effects = [f"{dose.effect:+.3f}".replace("-", "−") for dose in named.doses]
+    assert tab.texts("#doses tbody td:nth-child(2)") == effects
     assert tab.problems == []
     tab.page.close()

@@ -10,7 +10,7 @@ from saekit.serving.worth import _varied
 
 
 def test_it_begins_with_different_meanings(client, made):
-    """As the page of `inspect` does; by the score alone words come again."""
+    """As the page of `inspect` does; by score words come again."""
     told = client.send("latents?q=").json
     listed = {brief["index"]: brief["label"] for brief in told["found"]}
     by_score = saekit.features(made.run, made.store, sort="score", top=64)
