@@ -123,7 +123,7 @@ def test_a_text_is_read_by_every_model_of_a_crosscoder(trained):
     assert len(rows) == len(documents[number].split())
     best = saekit.load(run).encode(rows).to_dense().amax(0)
     order = best.argsort(descending=True)[:5].tolist()
-    found = features(run, stores, text=documents[number], top=5)
+    found = features(run, stores, text=documents[number], sort="act", top=5)
     assert [row.index for row in found] == order
     assert [row.act for row in found] == pytest.approx(best[order].tolist(), rel=1e-3)
 

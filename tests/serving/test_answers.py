@@ -20,12 +20,23 @@ TWICE = f"{TEXT} {TEXT}"  # two contexts of 15 and 13 tokens
 
 def test_latents_of_a_text_are_those_that_features_ranks(client, made):
     answer = client.send("text", {"text": TEXT}).json
-    expected = saekit.features(made.run, made.store, text=TEXT, top=50)
+    expected = saekit.features(made.run, made.store, text=TEXT, sort="act", top=50)
     assert answer["ranked"] == [[row.index, row.act] for row in expected]
     for row in expected:
         brief = answer["latents"][str(row.index)]
         assert (brief["max"], brief["density"]) == (row.max, row.density)
+    # by the share of each one's largest activation in the store, and by the score
+    act = dict(answer["ranked"])
+    assert len(act) < 50  # so all are listed in each order
+    share = {row.index: min(row.act / row.max, 1) for row in expected}
+    listed = [j for j, _ in answer["orders"]["relative"]]
+    assert listed == sorted(act, key=lambda j: -share[j]) != list(act)
     scored = saekit.features(made.run, made.store, text=TEXT, top=50, sort="score")
+    listed = [j for j, _ in answer["orders"]["score"]]
+    assert [j for j in listed if answer["latents"][str(j)]["score"]] == [
+        row.index for row in scored if row.score
+    ]
+    assert answer["orders"]["score"] == [[j, act[j]] for j in listed]
     for row in scored:
         brief = answer["latents"][str(row.index)]
         assert (brief["label"], brief["score"]) == (row.label, row.score)
@@ -121,7 +132,7 @@ def test_a_published_dictionary_is_read_without_a_store(made, tmp_path):
     saekit.export_dictionary(made.run, tmp_path / "theirs", format="saelens")
     bench = open_workbench(tmp_path / "theirs", model=made.model, device=CPU)
     answer = bench.reader.read(Document(0, "input", TEXT), lambda _: None)
-    with_store = saekit.features(made.run, made.store, text=TEXT, top=50)
+    with_store = saekit.features(made.run, made.store, text=TEXT, sort="act", top=50)
     assert [j for j, _ in answer["ranked"]] == [row.index for row in with_store]
     acts = [act for _, act in answer["ranked"]]
     assert acts == pytest.approx([row.act for row in with_store], rel=1e-5)
@@ -150,7 +161,7 @@ def test_search_by_number_label_and_score(client, bench, made):
     assert client.send("latents?q=64").json == {"found": [], "of": 0}
     best = client.send("latents?q=").json
     expected = saekit.features(made.run, made.store, sort="score", top=64)
-    assert [brief["index"] for brief in best["found"]] == [row.index for row in expected]
+    assert {brief["index"] for brief in best["found"]} == {row.index for row in expected}
     named = client.send("latents?q=DOG").json["found"]
     assert named and all("dog" in brief["label"] for brief in named)
     assert {b["index"] for b in named} == {r.index for r in expected if "'dog'" in (r.label or "")}
@@ -238,7 +249,7 @@ def test_without_a_store_texts_are_read_and_steered_in_raw_units(made, tmp_path)
         about = client.send("about").json
         assert (about["rows"], about["has_maxima"], about["steering"]) == (None, False, True)
         answer = client.send("text", {"text": TEXT}).json
-        with_store = saekit.features(made.run, made.store, text=TEXT, top=50)
+        with_store = saekit.features(made.run, made.store, text=TEXT, sort="act", top=50)
         assert answer["ranked"] == [[row.index, row.act] for row in with_store]
         assert all(brief["max"] is None for brief in answer["latents"].values())
         scaled = client.send("steer", {"prompt": "the", "latents": {"3": 1}})

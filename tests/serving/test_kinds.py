@@ -27,7 +27,7 @@ def test_a_crosscoder_reads_with_all_its_models(tmp_path):
         answer = running.client.send("text", {"text": TEXT}).json
         refused = running.client.send("steer", {"prompt": "the", "latents": {"1": 1}})
         record = running.client.send(f"latents/{answer['ranked'][0][0]}").json["record"]
-    expected = saekit.features(run, stores, text=TEXT, top=50)
+    expected = saekit.features(run, stores, text=TEXT, sort="act", top=50)
     assert answer["ranked"] == [[row.index, row.act] for row in expected]
     assert len(answer["contexts"][0]["rows"]) == 9
     # its hooks are in two models, and only one of them could be steered
@@ -92,7 +92,7 @@ def test_an_encoder_reads_and_does_not_steer(tmp_path):
     saekit.train(tmp_path / "store", tmp_path / "run", latents=16, k=2, rows=256, batch=32)
     bench = open_workbench(tmp_path / "run", [tmp_path / "store"], device=CPU)
     answer = bench.reader.read(document(TEXT), lambda _: None)
-    expected = saekit.features(tmp_path / "run", tmp_path / "store", text=TEXT, top=50)
+    expected = saekit.features(tmp_path / "run", tmp_path / "store", text=TEXT, sort="act", top=50)
     assert answer["ranked"] == [[row.index, row.act] for row in expected]
     assert bench.steering is None and "writes no text" in bench.about["steering_fault"]
 
