@@ -155,7 +155,7 @@ def test_features_are_sorted_by_score(made):
         assert row.label == (None if meaning is None else row.label)
         assert meaning is None or meaning.text.strip() in row.label
     # of those that a text activates
-    by_size = saekit.features(result, store, text="the cat ran", live=model, top=100)
+    by_size = saekit.features(result, store, text="the cat ran", sort="act", live=model, top=100)
     by_score = saekit.features(result, store, text="the cat ran", live=model, top=100, sort="score")
     assert {row.index for row in by_score} == {row.index for row in by_size}
     known = [row.score for row in by_score]

@@ -69,7 +69,7 @@ def test_an_image_model_without_a_head_reads_and_does_not_steer(vision):
         record = client.send(f"latents/{latent}").json["record"]
         key = record["examples"][0]["image"]
         thumbnail = client.send(f"images/{key}")
-    ranked = saekit.features(vision / "run", vision / "store", image=first, top=50)
+    ranked = saekit.features(vision / "run", vision / "store", image=first, sort="act", top=50)
     assert answer["ranked"] == [[row.index, row.act] for row in ranked]
     (context,) = answer["contexts"]
     assert [row["at"] for row in context["rows"]] == list(range(16))
