@@ -303,7 +303,7 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     tab.page.wait_for_selector("#contexts .cell")
     given = {"image": tmp_path / "digit.png"}
     tab.page.select_option("#order", "max")
-    ranked = saekit.features(digit_server.run, digit_server.store, **given, top=50)
+    ranked = saekit.features(digit_server.run, digit_server.store, **given, sort="act", top=50)
     assert tab.texts("#latents .number") == [f"#{row.index}" for row in ranked]
     assert tab.texts("#latents .value") == [
         f"{figure(row.act)} of {figure(row.max)}" for row in ranked
