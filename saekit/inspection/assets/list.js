@@ -165,7 +165,10 @@ function inOrder(latents) {
 }
 
 function openFirst() {
-  if (view.order.length) location.hash = `#/f/${view.order[0]}`;
+  if (!view.order.length) return;
+  go(`#/f/${view.order[0]}`);
+  closeList();
+  main.focus({ preventScroll: true }); // its keys are not to be typed into the box
 }
 
 // The next latent in the list's order that has a page; from one that the filters hide, the first that they show.
