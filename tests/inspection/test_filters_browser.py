@@ -67,7 +67,7 @@ def test_filters_combine_and_stand_in_the_address(tab, site):
     # a key within the page keeps them
     tab.evaluate("document.activeElement.blur()")
     tab.press("g")
-    tab.wait("document.getElementById('gallery')")
+    tab.wait("location.hash.startsWith('#/?')")
     assert found(tab) == f"{len(kept - set(STARTS))} of {LATENTS} latents"
     tab.open(site.url(5))
     assert "with a page" in found(tab) and tab.problems == []

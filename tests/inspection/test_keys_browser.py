@@ -1,4 +1,5 @@
-"""What the keys do in the search box, the list and the map, and what the address holds, in a browser."""
+"""What the keys do in the search box, the list and the map, and what the address holds, in a
+browser."""
 
 from __future__ import annotations
 
