@@ -90,8 +90,8 @@ def check_features(spec: str, latents: int) -> list[int] | None:
 def select_latents(spec: str, index: Index, scores: Scores | None = None) -> torch.Tensor:
     """SPEC -> indices: those named, `interesting:1000` the best scored latents, of each word
     the first before the second (Scores.varied), `top:500` the densest, `all` every latent that
-    fires. `scores` is needed for the second; latents without a score come last, by size. Raises what
-    check_features raises."""
+    fires. `scores` is needed for the second; latents without a score come last, by size. Raises
+    what check_features raises."""
     named = check_features(spec, len(index))
     if named is not None:
         return torch.tensor(named)
