@@ -3,6 +3,7 @@ controls."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def steer(live_model: LiveModel, folder: Path, run: str, quiet: bool = False) ->
     latents = next_token_latents(checkpoint, folder / "store", live_model)[:TRIES]
     message("steer", f"at most {TRIES} latents, up to one with an effect of its own")
     # one after the other
-    about, result = "no latent is followed by one token often enough to be steered", None
+    about, again = "no latent is followed by one token often enough to be steered", ""
+    result = None
     for tried, latent in enumerate(latents, 1):
         with Reporter(quiet) as reporter:
             result = saekit.steer(
@@ -53,10 +55,24 @@ def steer(live_model: LiveModel, folder: Path, run: str, quiet: bool = False) ->
             f"latent {latent.latent}, number {tried} by the rule: {latent.text!r} follows"
             f" {latent.share:.0%} of its strongest rows"
         )
+        again = f"again   {_command(checkpoint, result, latent.latent)}"
         if holds(result.doses):
             break
         about += f"; none of the {tried} tried has an effect of its own"
-    return [about] if result is None else [about, *_steered_lines(result)]
+    return [about] if result is None else [about, *_steered_lines(result), again]
+
+
+def _command(checkpoint: Path, result: SteerResult, latent: int) -> str:
+    """What gives the same figures by hand."""
+    words = ["saekit", "steer", str(checkpoint), "--prompt", result.prompt]
+    words += [
+        "--latent",
+        f"{latent}=+{max(DOSES):g}",
+        "--dose",
+        f"{DOSES[0]:g}:{DOSES[-1]:g}:{len(DOSES)}",
+    ]
+    words += ["--target", result.targets[0], "--max-new-tokens", str(NEW_TOKENS)]
+    return shlex.join(words)
 
 
 def _steered_lines(result: SteerResult) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -98,7 +99,8 @@ def test_the_page_is_there_first_and_every_model_of_the_table_is_explained(
     assert lines[16].startswith("latent ") and lines[22].endswith("report.html")
     # what to type next, on this very folder
     run, rest = out / "text-model" / "topk", f"--store {out / 'text-model' / 'store'}"
-    asked, served = lines[25:]
+    assert lines[23].startswith(f"again   saekit steer {run} --prompt")
+    asked, served = lines[26:]
     assert asked == f"  saekit features {run} {rest} --text 'The cat sat on the mat'"
     assert served == f"  saekit serve {run} {rest} --page {out / 'text-model' / 'page'}"
 
@@ -121,7 +123,7 @@ def test_models_that_have_no_sentence_have_the_line_of_their_list():
     assert demo._kind({"k": 3}) == "topk" and demo._kind({"model": "pca", "latents": 4}) == "pca"
 
 
-def test_the_demo_ends_with_the_first_latent_that_holds(folder, live_model, monkeypatch):
+def test_the_demo_ends_with_the_first_latent_that_holds(folder, live_model, monkeypatch, capsys):
     monkeypatch.setattr(demo_ending, "TRIES", 40)
     monkeypatch.setattr(controls, "CONTROLS", 1)  # the tiny model is random: against 8 none holds
     lines = demo_ending.steer(live_model, folder, "run", quiet=True)
@@ -140,7 +142,7 @@ def test_the_demo_ends_with_the_first_latent_that_holds(folder, live_model, monk
             break
     else:
         pytest.fail("no latent of the tiny model holds: take another seed")
-    about, prompt, clean, steered, effect, verdict, report = lines
+    about, prompt, clean, steered, effect, verdict, report, again = lines
     number = f"latent {latent.latent}, number {tried} by the rule"
     assert about.startswith(f"{number}: {latent.text!r} follows {latent.share:.0%}")
     assert prompt == "prompt  'the cat sat on'"
@@ -153,6 +155,11 @@ def test_the_demo_ends_with_the_first_latent_that_holds(folder, live_model, monk
     )
     assert verdict.endswith("larger than that of every control, and monotone in the dose")
     assert report == f"open    {(folder / 'steered' / 'report.html').resolve()}"
+    # the command gives the same figures
+    program, *words = shlex.split(again.removeprefix("again   "))
+    assert program == "saekit"
+    printed = json.loads(command(capsys, *words, "--json")[1])
+    assert [dose["effect"] for dose in printed["dose"]] == [one.effect, two.effect]
     assert repr(result.prompt)[1:-1] in (folder / "steered" / "report.html").read_text()
 
 
@@ -160,7 +167,7 @@ def test_the_demo_says_that_no_latent_holds(folder, live_model, monkeypatch):
     monkeypatch.setattr(demo_ending, "TRIES", 2)
     monkeypatch.setattr(demo_ending, "DOSES", (0.0,))  # nothing is added
     lines = demo_ending.steer(live_model, folder, "run", quiet=True)
-    about, *_, clean, steered, effect, _, _ = lines
+    about, *_, clean, steered, effect, _, _, _ = lines
     second = next_token_latents(folder / "run", folder / "store")[1]
     assert about.startswith(f"latent {second.latent}, number 2")
     assert about.endswith("none of the 2 tried has an effect of its own")

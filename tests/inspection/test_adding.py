@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import re
 import shlex
 import tomllib
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from command import saekit as cli
 
 import saekit
@@ -167,21 +169,26 @@ def test_thumbnails_of_the_first_features_stay(tmp_path, single_file):
     assert dict(pages[0].images) == dict(pages[1].images) != {}
 
 
-def test_the_command_on_the_page_adds_to_it(made, tmp_path, capsys):
-    """What the page shows for features that it lacks is run as it stands."""
+def test_the_command_on_the_page_adds_to_it(made, tmp_path, capsys, monkeypatch):
+    """What the page shows for features that it lacks is run as it stands, in the folder that it
+    names, and says nothing of the folders above."""
     store, run, _ = made
     folder = tmp_path / "a page's folder"
     wanted = firing(store, run)[5]
     result = saekit.inspect(run, store, folder, features="top:1")
-    command = catalog_of(folder)["meta"]["command"]
+    meta = catalog_of(folder)["meta"]
+    command, base = meta["command"], Path(os.path.commonpath([store, run, folder]))
+    assert meta["command_folder"] == base.name and str(base) not in command
+    monkeypatch.chdir(base)
     words = shlex.split(f"{command} --features {wanted}")
     assert words[:2] == ["saekit", "inspect"]
     assert cli(capsys, *words[1:])[0] == 0
     assert result.features == 1 and wanted in records(folder) and len(records(folder)) == 2
-    # a model in memory has no name for a command
-    in_memory = saekit.load(run)
-    in_memory.origin = None
-    saekit.inspect(in_memory, store, tmp_path / "memory", features="top:1")
+    # a model in memory, which is no more what a folder holds, has no name for a command
+    model = saekit.load(run)
+    with torch.no_grad():
+        model.W_dec.mul_(2.0)
+    saekit.inspect(model, store, tmp_path / "memory", features="top:1")
     assert catalog_of(tmp_path / "memory")["meta"]["command"] == ""
 
 
