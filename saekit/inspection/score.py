@@ -79,14 +79,15 @@ class Scores:
         return known[torch.argsort(self.score[known], descending=True, stable=True)]
 
     def varied(self) -> torch.Tensor:
-        """(F,) fp32: the score over the latent's place among those with the same word, the order
-        in which the page lists them: of a hundred that fire on flags, the second counts half."""
-        varied, places = self.score.clone(), Counter[str]()
+        """(F,) fp32: the score over the latent's place among those with the same word, or with
+        none, the order in which the page lists them: of a hundred that fire on flags, the second
+        counts half."""
+        varied, places = self.score.clone(), Counter[str | None]()
         for latent in self.order().tolist():
-            if (meaning := self.meanings[latent]) is not None:
-                word = meaning.text.strip().lower()
-                places[word] += 1
-                varied[latent] /= places[word]
+            meaning = self.meanings[latent]
+            word = None if meaning is None else meaning.text.strip().lower()
+            places[word] += 1
+            varied[latent] /= places[word]
         return varied
 
 

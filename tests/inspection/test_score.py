@@ -236,14 +236,14 @@ def test_interesting_selects_by_score_and_mixes_with_numbers(planted):
 
 
 def test_interesting_takes_the_first_of_each_word_before_its_second(planted):
-    index, rest = planted[1], LATENTS - 5
+    index, rest = planted[1], LATENTS - 6
     on = lambda word: Meaning("token", word, 20, 20, 1.0)
-    meanings = [on(" how"), on("How"), on(" must"), None, on(" how"), *[None] * rest]
+    meanings = [on(" how"), on("How"), on(" must"), None, on(" how"), None, *[None] * rest]
     filled = lambda *scores: torch.tensor([*scores, *[torch.nan] * rest])
-    scores = Scores(filled(0.9, 0.8, 0.5, torch.nan, 0.6), meanings)
-    expected = filled(0.9, 0.4, 0.5, torch.nan, 0.2)
+    scores = Scores(filled(0.9, 0.8, 0.5, 0.46, 0.6, 0.44), meanings)
+    expected = filled(0.9, 0.4, 0.5, 0.46, 0.2, 0.22)
     torch.testing.assert_close(scores.varied(), expected, equal_nan=True)
-    assert select_latents("interesting:4", index, scores).tolist() == [0, 2, 1, 4]
+    assert select_latents("interesting:4", index, scores).tolist() == [0, 2, 3, 1]
 
 
 def test_data_without_words_have_no_score(planted):
