@@ -4,7 +4,7 @@
     GET  /about             what is served
     POST /text, /image      which latents an input activates (reading.Reader)
     POST /steer             JSON, a line whenever there is a token more (steering.Steering)
-    GET  /latents?q=        a number, or words of automatic labels
+    GET  /latents?q=        a number, or words of names, notes, explanations and automatic labels
     POST /search            which latents a text, token, label or latent leads to (searching)
     GET  /latents/123       one latent with its examples; thumbnails below /images/
     GET  /page/...          the page of `saekit inspect`, where there is one

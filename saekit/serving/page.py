@@ -11,10 +11,19 @@ from saekit.inspection.page import asset, theme
 # Of the explorer, then of this page. In this order they are one script in one closure.
 SHARED = (
     *("format.js", "data.js", "explain.js", "bar.js", "charts.js", "text.js", "images.js"),
-    "search.js",
+    *("patches.js", "search.js"),
 )
 OWN = (
-    *("ask.js", "tokens.js", "patches.js", "panel.js", "find.js", "edits.js", "controls.js"),
+    *(
+        "ask.js",
+        "tokens.js",
+        "patches.js",
+        "panel.js",
+        "answerable.js",
+        "find.js",
+        "edits.js",
+        "controls.js",
+    ),
     *("steer.js", "serve.js"),
 )
 

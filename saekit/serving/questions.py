@@ -87,6 +87,8 @@ class Edits:
     error: bool = True
     dose: list[float] = field(default_factory=list)
     """Strengths of the one latent, each measured beside its controls."""
+    targets: list[str] = field(default_factory=list)
+    """Tokens, or the class, that doses are measured on; []: those that the largest dose raises."""
 
     def __post_init__(self) -> None:
         if len(self.dose) > MOST_DOSES:
@@ -98,6 +100,10 @@ class Edits:
         if wrong := [name for name in self.latents if not (name.isascii() and name.isdigit())]:
             raise UsageError(f"{wrong[0][:40]!r} is not the number of a latent")
         check_dose(self.dose, self.strengths, self.ablate)
+        if len(self.targets) > MOST_TARGETS:
+            raise UsageError(f"at most {MOST_TARGETS} targets")
+        if self.targets and not self.dose:
+            raise UsageError(f"{opt('targets')} are what doses are measured on", opt("dose"))
 
     @property
     def strengths(self) -> dict[int, float]:
@@ -114,8 +120,6 @@ class SteerText(Edits):
     seed: int = 0
     positions: Span = "all"
     chat: bool = False
-    targets: list[str] = field(default_factory=list)
-    """Tokens that the doses are measured on; []: those that the largest dose raises."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,10 +128,6 @@ class SteerText(Edits):
             raise UsageError(f"at most {MOST_NEW_TOKENS} tokens are written at once")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"{opt('seed', self.seed)} must be 0 or more, and below 2^32")
-        if len(self.targets) > MOST_TARGETS:
-            raise UsageError(f"at most {MOST_TARGETS} target tokens")
-        if self.targets and not self.dose:
-            raise UsageError(f"{opt('targets')} are what doses are measured on", opt("dose"))
 
 
 @dataclass(frozen=True)

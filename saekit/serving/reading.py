@@ -41,12 +41,13 @@ class Reader:
         self._view: ModelView | None = None
 
     def read(self, document: Document, tell: Tell) -> dict[str, Any]:
-        """{"contexts", "ranked", "latents", "cut"}.
+        """{"contexts", "ranked", "orders", "latents", "cut"}.
 
         contexts: of each its `tokens` (text), or its `grid` of patches and the `picture` that the
             model sees (PNG in base64), and `rows`: [{"at", "latents", "acts"}], each with its
             active latents, largest first; `at` is the number of the token or patch.
         ranked: [[latent, act]], as `saekit.features` ranks them.
+        orders: the same in the other orders that there are: relative, score (orders.Orders).
         latents: number -> KnownLatents.brief, of all that occur.
         cut: null, or the most latents of any row, where all would be too many.
         """
@@ -81,11 +82,19 @@ class Reader:
                     }
                 )
         order = torch.argsort(largest_F.abs(), descending=True, stable=True)
-        ranked = order[fires(largest_F, self._above)[order]][:RANKED].tolist()
+        active = order[fires(largest_F, self._above)[order]].numpy()
+        others = self.known.orders
+        orders = {by: others.ordered(active, largest_F.numpy(), by) for by in others.names}
+        listed = {
+            by: [[j, float(largest_F[j])] for j in latents[:RANKED].tolist()]
+            for by, latents in [("ranked", active), *orders.items()]
+        }
+        ranked = [j for pairs in listed.values() for j, _ in pairs]
         seen = {j for context in contexts for row in context["rows"] for j in row["latents"]}
         return {
             "contexts": contexts,
-            "ranked": [[j, float(largest_F[j])] for j in ranked],
+            "ranked": listed.pop("ranked"),
+            "orders": listed,
             "latents": {str(j): self.known.brief(j) for j in sorted(seen.union(ranked))},
             "cut": most if is_cut else None,
         }

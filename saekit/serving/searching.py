@@ -1,5 +1,6 @@
 """What the box of the page asks beyond numbers and words of labels: which latents a text, a token,
-a label, words or another latent lead to. Orders and figures are those of `saekit.features`."""
+a label, words or another latent lead to. Orders and figures are those of `saekit.features`; of a
+text there are also those of `orders`."""
 
 from __future__ import annotations
 
@@ -41,15 +42,17 @@ class Searcher:
         """{"asked", "by", "orders", "found", "of", "chance", "note", "source"}.
 
         found: at most `most` latents, best first: KnownLatents.brief with `act` (null: it has none
-            of its own), `figures` by name, and `at`, the token of a text's largest value. Of
-            `explained`, `label` is what people or programs said, where they said anything.
+            of its own), `figures` by name, and `at`, the token of a text's largest value.
         note: what is missing for a better answer, or null.
         orders: what the question can be ordered by; of: how many latents answer it.
         chance: name -> what the best latent reaches by chance, where the question has one.
         Raises what `saekit.features` raises.
         """
         asked = question.asked
-        by = check_order(asked, question.by)
+        others = self.known.orders.names if asked == "text" and question.versus is None else ()
+        by = question.by
+        if by is None or by not in others:
+            by = check_order(asked, by)
         ranking, read = self._ranking(asked, question, by, tell)
         tell(None)
         order = ranking.order[self._passing(question)[ranking.order]]
@@ -59,15 +62,12 @@ class Searcher:
         described = None
         if asked == "explained" and scanned is not None:
             described = scanned.known.described
-        label = lambda j: None if described is None else described.label(j)
-        said = lambda j: {} if (of_j := label(j)) is None else {"label": of_j.text}
         return {
             "asked": asked,
             "by": by,
-            "orders": QUESTIONS[asked].orders,
+            "orders": [*QUESTIONS[asked].orders, *others],
             "found": [
                 self.known.brief(j)
-                | said(j)
                 | {
                     "act": None if ranking.act is None else float(ranking.act[j]),
                     "figures": {n: v for n, v in of_j.items() if not is_chance(n)},
@@ -89,7 +89,12 @@ class Searcher:
             read = self._read(question.text, tell)
             other = None if question.versus is None else self._read(question.versus, tell)
             above = self.reader.dictionary.active_above or 0.0
-            return of_input(read, other, by, above), read
+            if by not in self.known.orders.names:
+                return of_input(read, other, by, above), read
+            ranking = of_input(read, None, "max", above)
+            figure_F = self.known.orders.figure(read.largest.numpy(), by)
+            order = self.known.orders.ordered(ranking.order, read.largest.numpy(), by)
+            return Ranking(order, ranking.act, {by: figure_F}), read
         inspected, known = self._scanned(asked).pair
         if question.token is not None:
             return of_token(inspected, known, question.token, by), None

@@ -113,7 +113,8 @@ class Steering:
         steer_image(
             self.dictionary, pixels, question.strengths,
             ablate=question.ablate, dose=question.dose, model=self.live_model, raw=question.raw,
-            error=question.error, positions=question.positions, partial=measured, **self._attached,
+            error=question.error, positions=question.positions, targets=question.targets,
+            partial=measured, **self._attached,
         )  # fmt: skip
 
 

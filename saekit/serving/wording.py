@@ -17,7 +17,7 @@ FIELDS = {
     "error": "Keep the error",
     "raw": "Raw strengths",
     "chat": "Chat",
-    "targets": "Target token",
+    "targets": "Target",
     "dose": "Compare with controls",
     "by": "Order",
     "not_bos": "not BOS",

@@ -111,6 +111,7 @@ def open_workbench(
         "latents": dictionary.latents,
         "rows": known.rows,
         "has_maxima": known.maxima is not None,
+        "orders": known.orders.names,
         "page": page is not None,
         "index": known.scanned is not None and not known.scanned.known.index.dense,
         "labels": known.labels[:MOST_LABELS],

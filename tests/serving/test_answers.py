@@ -25,7 +25,18 @@ def test_latents_of_a_text_are_those_that_features_ranks(client, made):
     for row in expected:
         brief = answer["latents"][str(row.index)]
         assert (brief["max"], brief["density"]) == (row.max, row.density)
+    # by the share of each one's largest activation in the store, and by the score
+    act = dict(answer["ranked"])
+    assert len(act) < 50  # so all are listed in each order
+    share = {row.index: min(row.act / row.max, 1) for row in expected}
+    listed = [j for j, _ in answer["orders"]["relative"]]
+    assert listed == sorted(act, key=lambda j: -share[j]) != list(act)
     scored = saekit.features(made.run, made.store, text=TEXT, top=50, sort="score")
+    listed = [j for j, _ in answer["orders"]["score"]]
+    assert [j for j in listed if answer["latents"][str(j)]["score"]] == [
+        row.index for row in scored if row.score
+    ]
+    assert answer["orders"]["score"] == [[j, act[j]] for j in listed]
     for row in scored:
         brief = answer["latents"][str(row.index)]
         assert (brief["label"], brief["score"]) == (row.label, row.score)
@@ -150,7 +161,7 @@ def test_search_by_number_label_and_score(client, bench, made):
     assert client.send("latents?q=64").json == {"found": [], "of": 0}
     best = client.send("latents?q=").json
     expected = saekit.features(made.run, made.store, sort="score", top=64)
-    assert [brief["index"] for brief in best["found"]] == [row.index for row in expected]
+    assert {brief["index"] for brief in best["found"]} == {row.index for row in expected}
     named = client.send("latents?q=DOG").json["found"]
     assert named and all("dog" in brief["label"] for brief in named)
     assert {b["index"] for b in named} == {r.index for r in expected if "'dog'" in (r.label or "")}

@@ -64,8 +64,8 @@ def test_multiples_and_raw_units_are_one_intervention(client):
         ({"latents": {"3": 1, "5": 1}, "dose": [1]}, "“Compare with controls” is of one latent"),
         ({"latents": {"3": 1}, "ablate": [5], "dose": [1]}, "“Compare with controls” is of one"),
         ({"latents": {"3": 1}, "dose": [1] * 10}, "at most 9 doses"),
-        ({"latents": {"3": 1}, "targets": ["dog"]}, "“Target token” are what doses"),
-        ({"latents": {"3": 1}, "dose": [1], "targets": ["nosuch"]}, "“Target token” 'nosuch' is"),
+        ({"latents": {"3": 1}, "targets": ["dog"]}, "“Target” are what doses"),
+        ({"latents": {"3": 1}, "dose": [1], "targets": ["nosuch"]}, "“Target” 'nosuch' is"),
         ({"latents": {"3": 1}, "dose": [1], "targets": ["dog"] * 33}, "at most 32 target"),
     ],
 )

@@ -3,6 +3,8 @@ keys."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,13 @@ def ask(tab: Tab, text: str, title: str) -> None:
     tab.page.fill("#search", text)
     tab.page.press("#search", "Enter")
     tab.page.wait_for_selector(f'#list-title:has-text("{title}")')
+
+
+def chosen(tab: Tab, latent: int) -> None:
+    """Its row is pressed and the panel has it."""
+    tab.page.wait_for_selector(f'#detail:not([aria-busy]) h3:has-text("#{latent}")')
+    pressed = tab.page.locator('#latents [aria-pressed="true"] .number')
+    assert pressed.text_content() == f"#{latent}"
 
 
 def numbers(tab: Tab) -> list[int]:
@@ -86,6 +95,10 @@ def test_a_token_with_its_figures_and_chance(tab, run, made):
 
 def test_a_sentence_and_a_contrast(tab, run, made):
     ask(tab, TEXT, "Strongest in this text")
+    share = tab.texts("#latents .value")
+    assert share == sorted(share, key=lambda text: -float(text.removesuffix(" %")))
+    tab.page.select_option("#order", "max")
+    tab.page.wait_for_selector("#latents .value:not(:has-text('%'))")
     expected = saekit.features(run, made.store, text=TEXT, top=64)
     assert numbers(tab) == [row.index for row in expected]
     assert tab.texts("#latents .value") == [figure(row.act) for row in expected]
@@ -162,6 +175,50 @@ def test_what_is_wrong_is_said_in_the_note(browser, url):
     # a refusal is a line on the console, and nothing else is
     assert [text for text in tab.problems if "400" not in text] == []
     tab.page.close()
+
+
+def test_a_number_and_steering_move_the_panel(tab):
+    tab.read()
+    for latent in (7, 12):
+        tab.page.fill("#search", f"#{latent}")
+        chosen(tab, latent)
+        assert tab.texts("#shading span")[0] == f"#{latent}"
+    tab.page.fill("#search", "near:7")
+    tab.page.press("#search", "Enter")
+    tab.page.wait_for_selector('#list-title:has-text("Near #7")')
+    (first, second, *_) = numbers(tab)
+    tab.page.locator("#latents .add").nth(1).click()
+    chosen(tab, second)
+    tab.page.locator("#latents .add").nth(0).click()
+    chosen(tab, first)
+    # a row that is chosen stays so
+    tab.page.click(f'#latents [data-latent="{first}"]')
+    chosen(tab, first)
+    tab.page.click("#clear-shading")
+    assert tab.page.locator('#detail > *, [aria-pressed="true"][data-latent]').count() == 0
+
+
+def test_names_and_notes_are_shown_and_found(browser, run, made, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    row = saekit.features(run, made.store, sort="score", top=1)[0]
+    note = [{"index": row.index, "note": "only at the zoo"}]
+    names = [{"index": row.index, "name": "Zoo Keepers"}]
+    (folder / "names-topk.json").write_text(json.dumps({"names": names, "notes": note}))
+    with Running(open_workbench(folder, [made.store], device=CPU)) as running:
+        tab = Tab(browser, running.client.url)
+        for words in ("zoo", "zoo keepers", "at the zoo"):
+            tab.page.fill("#search", words)
+            tab.page.wait_for_selector('#latents .own-label:has-text("Zoo Keepers")')
+            assert numbers(tab) == [row.index]
+        # two words may be a text too
+        assert "Press Enter for latents that this text" in tab.texts("#list-note")[0]
+        tab.page.fill("#search", str(row.index))
+        chosen(tab, row.index)
+        assert tab.texts("#detail .own-label") == ["Zoo Keepers"]
+        assert tab.texts("#detail .own-note") == ["only at the zoo"]
+        assert tab.texts("#detail .automatic-label span:last-child") == [row.label]
+        assert tab.problems == []
+        tab.page.close()
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -64,6 +64,25 @@ def test_answers_are_those_of_features(indexed, made, question):
     assert told["source"] == "index"
 
 
+def test_a_text_can_be_ordered_by_share_and_score(indexed, made):
+    """Share of each latent's largest activation in the store, worked out from `features`."""
+    run, client = indexed
+    rows = saekit.features(run, made.store, text=TEXT, top=64)
+    share = {row.index: min(row.act / row.max, 1) for row in rows}
+    told = client.send("search", {"text": TEXT, "by": "relative"}).json
+    assert told["orders"] == ["max", "mean", "relative", "score"]
+    assert [b["index"] for b in told["found"]] == sorted(share, key=lambda j: -share[j])
+    for brief in told["found"]:
+        assert brief["figures"]["relative"] == pytest.approx(share[brief["index"]], rel=1e-6)
+    told = client.send("search", {"text": TEXT, "by": "score"}).json["found"]
+    scores = [brief["score"] for brief in told]
+    assert scores == sorted(scores, reverse=True) and {b["index"] for b in told} == set(share)
+    # a contrast has neither
+    question = {"text": TEXT, "versus": OTHER, "by": "relative"}
+    answer = client.send("search", question)
+    assert answer.status == 400 and "“Order” 'relative' does not go" in answer.json["error"]
+
+
 def test_a_label_is_answered_with_both_chances(made, tmp_path):
     """Of a store with labels: a latent that is active in contexts of one of them."""
     generator = torch.Generator().manual_seed(0)
@@ -152,3 +171,31 @@ def test_words_find_what_people_and_programs_said(made, indexed_run, tmp_path):
     (brief,) = told["found"]
     assert (brief["index"], brief["label"]) == (row.index, row.label) == (5, line["description"])
     assert brief["figures"] == row.figures and told["note"] is None
+
+
+def test_names_and_notes_are_labels_and_words_find_them(made, indexed_run, tmp_path):
+    """As the page saves them: the file beside the checkpoint, and the label of `features`."""
+    run = shutil.copytree(indexed_run, tmp_path / "run")
+    rows = saekit.features(indexed_run, made.store, sort="score", top=64)
+    first, second = [row for row in rows if row.label][:2]
+    a, b = first.index, second.index
+    saved = {
+        "names": [{"index": a, "name": "Zoo Keepers"}],
+        "notes": [{"index": b, "note": "ask the zookeeper"}],
+    }
+    (run / "names-topk.json").write_text(json.dumps(saved))
+    with Running(open_workbench(run, [made.store], device=CPU)) as running:
+        client = running.client
+        for words, latents in [("zoo", {a, b}), ("ZOO+KEEPER", {a}), ("the+zookeeper", {b})]:
+            found = client.send(f"latents?q={words}").json["found"]
+            assert {brief["index"] for brief in found} == latents
+        named = client.send(f"latents/{a}").json
+        noted = client.send(f"latents/{b}").json
+        read = client.send("text", {"text": TEXT}).json["latents"]
+        explained = client.send("search", {"explained": "zoo keepers"}).json["found"]
+    (row,) = saekit.features(run, made.store, index=[a])
+    assert named["brief"]["label"] == row.label == "Zoo Keepers" == explained[0]["label"]
+    assert named["brief"]["automatic"] == first.label
+    assert named["own_note"] is None and noted["own_note"] == "ask the zookeeper"
+    assert noted["brief"]["label"] == noted["brief"]["automatic"] == second.label
+    assert all(x["label"] == x["automatic"] for n, x in read.items() if n != str(a))

@@ -37,6 +37,7 @@ def test_the_figures_of_a_token_are_those_of_the_answer(tab, client, made):
     (context,) = answer["contexts"]
     assert tab.texts("#contexts .token") == [t.lstrip(" ") and t for t in context["tokens"]]
     # the strongest in the text, as the library ranks them
+    tab.page.select_option("#order", "max")
     ranked = saekit.features(made.run, made.store, text=TEXT, top=50)
     assert tab.texts("#latents .number") == [f"#{row.index}" for row in ranked]
     assert tab.texts("#latents .value") == [
@@ -56,7 +57,7 @@ def test_the_figures_of_a_token_are_those_of_the_answer(tab, client, made):
 def test_a_chosen_latent_shades_its_tokens(tab, client):
     tab.read()
     answer = client.send("text", {"text": TEXT}).json
-    (latent, _), maximum = answer["ranked"][1], None
+    (latent, _), maximum = answer["orders"]["relative"][1], None
     maximum = answer["latents"][str(latent)]["max"]
     tab.page.click(f'#latents [data-latent="{latent}"]')
     acts = {
@@ -287,11 +288,21 @@ def digit() -> bytes:
 
 def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_path):
     tab = Tab(browser, digit_server.client.url)
-    assert "text" not in tab.page.get_attribute("#search", "placeholder")
+    # only what these pictures can answer is offered, and nothing else is asked
+    offers = tab.texts("#search-name, #search-help")
+    offers.append(tab.page.get_attribute("#search", "placeholder"))
+    assert "near:" in offers[2] and "explained:" in offers[2]
+    assert not any(word in text for text in offers for word in ("token", "text"))
+    for asked, why in [("token: cat", "images have no tokens"), ("text: cat", "is of images")]:
+        tab.page.fill("#search", asked)
+        tab.page.press("#search", "Enter")
+        tab.page.wait_for_selector(f'#list-note:has-text("{why}")')
+    assert not any(url.endswith("/search") for url in tab.requests)
     (tmp_path / "digit.png").write_bytes(digit())
     tab.page.set_input_files("#file", tmp_path / "digit.png")
     tab.page.wait_for_selector("#contexts .cell")
     given = {"image": tmp_path / "digit.png"}
+    tab.page.select_option("#order", "max")
     ranked = saekit.features(digit_server.run, digit_server.store, **given, top=50)
     assert tab.texts("#latents .number") == [f"#{row.index}" for row in ranked]
     assert tab.texts("#latents .value") == [
@@ -300,10 +311,37 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     tab.page.hover('#contexts [data-at="10"]')
     assert "row 1, column 2" in tab.texts("#tip")[0]
     tab.page.mouse.move(2, 2)
+    # its overlays are those of an example, on the latent's one scale
+    tab.page.click(f'#latents [data-latent="{ranked[0].index}"]')
+    cells = tab.page.locator("#contexts .cell")
+    acts = cells.evaluate_all("cells => cells.map(cell => Number(cell.dataset.act))")
+    assert sum(act > 0 for act in acts) > 0
+    heat = tab.page.locator("#contexts canvas.heat").evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    wanted = [min(act / ranked[0].max, 1) * 255 for act in acts]
+    assert heat[3::4] == pytest.approx(wanted, abs=0.51)
+    shown = {"spotlight": ".veil", "heat map": ".heat", "contour": ".outline"}
+    for name in (*shown, "picture"):
+        tab.page.click(f'#shading button:has-text("{name}")')
+        for part in shown.values():
+            is_shown = part == shown.get(name) or (name, part) == ("spotlight", ".outline")
+            assert tab.page.locator(f"#contexts {part}").is_visible() == is_shown, (name, part)
+    gray = tab.page.locator("#contexts img").evaluate("i => getComputedStyle(i).filter")
+    assert gray == "none"
+    # an example is read patch by patch, and enlarged
+    tab.page.wait_for_selector("#detail:not([aria-busy]) .frame")
+    tab.page.hover("#detail .frame >> nth=0")
+    assert "patch row" in tab.texts("#tip")[0]
+    tab.page.click("#detail .frame >> nth=0")
+    tab.page.wait_for_selector("#zoom[open] .frame")
+    tab.page.click('#zoom-overlay button:has-text("heat map")')
+    assert tab.page.locator("#zoom .heat").is_visible()
+    tab.page.keyboard.press("Escape")
     tab.page.locator("#latents .add").first.click()
     tab.page.click("#run")
     tab.status("steer", "Done")
-    expected = saekit.steer(digit_server.run, **given, latents={ranked[0].index: 2.0})
+    expected = saekit.steer(digit_server.run, **given, latents={ranked[0].index: 1.0})
     classes = tab.page.locator(".classes tbody tr").all()
     assert len(classes) == 10
     for row, change in zip(classes, expected.classes):
@@ -315,12 +353,26 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_
     tab.page.wait_for_selector("#doses .verdict")
     tab.status("steer", "Done")
     measured = saekit.steer(
-        digit_server.run, **given, latents={ranked[0].index: 2.0}, dose=[1.0, 2.0]
+        digit_server.run, **given, latents={ranked[0].index: 1.0}, dose=[0.5, 1.0]
     )
     assert tab.texts("#doses .targets .chip") == measured.targets
     effects = [f"{dose.effect:+.3f}".replace("-", "−") for dose in measured.doses]
     assert tab.texts("#doses tbody td:nth-child(2)") == effects
     assert tab.texts("#doses .verdict") == [f"Verdict: {measured.verdict}."]
-    assert tab.texts("#scope") == [measured.scope] and "name a target" not in measured.scope
+    assert tab.texts("#scope") == [measured.scope]
+    # on a class that is named
+    other = next(number for number in "12" if measured.targets != [f"LABEL_{number}"])
+    tab.page.fill("#target", other)
+    tab.page.click("#run")
+    tab.page.wait_for_selector(f'#doses .targets .chip:has-text("LABEL_{other}")')
+    tab.page.wait_for_selector("#doses .verdict")
+    tab.status("steer", "Done")
+    named = saekit.steer(
+        digit_server.run, **given, latents={ranked[0].index: 1.0}, dose=[0.5, 1.0], targets=[other]
+    )
+    assert tab.texts("#doses .targets .chip") == named.targets
+    assert tab.texts("#scope") == [named.scope]
+    effects = [f"{dose.effect:+.3f}".replace("-", "−") for dose in named.doses]
+    assert tab.texts("#doses tbody td:nth-child(2)") == effects
     assert tab.problems == []
     tab.page.close()

@@ -70,10 +70,10 @@ def test_a_slider_fits_its_unit_and_a_number_may_be_beyond_it(tab, client):
     largest = maximum(client)
     add(tab)
     tab.page.uncheck("#live")
-    assert end_of_slider(tab) == 8
+    assert (strength(tab), end_of_slider(tab)) == (1, 8)
     tab.page.check("#raw")
     assert 8 * largest <= end_of_slider(tab) < 8.3 * largest
-    assert strength(tab) == pytest.approx(2 * largest, rel=1e-4)
+    assert strength(tab) == pytest.approx(largest, rel=1e-4)
     tab.page.fill("#edits input[type=number]", "1000")
     assert float(tab.page.input_value("#edits input[type=range]")) == 1000 == strength(tab)
     # what is typed is sent, though no step of the slider reaches it
@@ -84,7 +84,7 @@ def test_a_slider_fits_its_unit_and_a_number_may_be_beyond_it(tab, client):
     add(tab, 5)
     five = client.send("latents/5").json["brief"]["max"]
     shown = tab.page.input_value('#edits [data-latent="5"] input[type=number]')
-    assert float(shown) == pytest.approx(2 * five, rel=1e-4)
+    assert float(shown) == pytest.approx(five, rel=1e-4)
 
 
 def test_controls_and_the_verdict_on_a_named_target(tab, made):
@@ -96,7 +96,7 @@ def test_controls_and_the_verdict_on_a_named_target(tab, made):
     tab.page.wait_for_selector("#doses .verdict")
     tab.status("steer", "Done")
     expected = saekit.steer(
-        made.run, prompt="the cat", latents={LATENT: 2.0}, dose=[1.0, 2.0], targets=["dog"],
+        made.run, prompt="the cat", latents={LATENT: 1.0}, dose=[0.5, 1.0], targets=["dog"],
         max_new_tokens=5,
     )  # fmt: skip
     signed = lambda value: f"{value:+.3f}".replace("-", "−")

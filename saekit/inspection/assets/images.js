@@ -26,15 +26,21 @@ function imageName(example) {
 
 function addOverlays(frame, example, max, enlarges) {
   const [height, width] = example.grid;
-  const shares = example.values.map((value) => clamp01(Math.abs(value) / max));
+  frame.style.aspectRatio = `${width} / ${height}`;
+  frame.append(...overlays(example.values, example.grid, max));
+  if (example.position >= 0) frame.append(patchBox("picked", example.position, example.grid));
+  readPatches(frame, example, !enlarges);
+}
+
+// Veil, heat map and outline of what each patch does; the style sheet shows those of the chosen overlay.
+function overlays(values, grid, max) {
+  const [height, width] = grid;
+  const shares = values.map((value) => clamp01(Math.abs(value) / max));
   const veil = el("canvas", { class: "veil", width, height, "aria-hidden": "true" });
   paint(veil, shares.map((share) => [0, 0, 0, 1 - share]));
   const heat = el("canvas", { class: "heat", width, height, "aria-hidden": "true" });
-  paint(heat, shares.map((share, place) => [...(example.values[place] < 0 ? COLD : HEAT), share]));
-  frame.style.aspectRatio = `${width} / ${height}`;
-  frame.append(veil, heat, outline(shares, example.grid));
-  if (example.position >= 0) frame.append(patchBox("picked", example.position, example.grid));
-  readPatches(frame, example, !enlarges);
+  paint(heat, shares.map((share, place) => [...(values[place] < 0 ? COLD : HEAT), share]));
+  return [veil, heat, outline(shares, grid)];
 }
 
 // One pixel a patch, magnified by the style sheet without smoothing.

@@ -9,7 +9,7 @@ function zoom(example, max) {
   const copy = imageExample(example, max, false);
   const frame = copy.querySelector(".frame");
   opened = { example, patches: null, kept: null };
-  const side = example.grid ? el("div", { class: "patch-latents", id: "patch-latents", "aria-live": "polite" }) : null;
+  const side = example.grid && catalog.patches !== false ? el("div", { class: "patch-latents", id: "patch-latents", "aria-live": "polite" }) : null;
   panel.classList.toggle("with-patches", Boolean(side));
   panel.querySelector(".zoomed").replaceChildren(copy, ...(side ? [side] : []));
   byId("zoom-title").replaceChildren(...plainNodes(imageName(example)));

@@ -20,7 +20,7 @@ function dosesOf(active, ablated) {
   if (active.length !== 1 || ablated.length) throw new Error("“Compare with controls” takes one latent, which is not ablated.");
   const [[, { strength }]] = active;
   if (strength === 0) throw new Error("“Compare with controls” takes a strength other than 0.");
-  const token = byId("target")?.value ?? "";
+  const token = byId("target").value;
   const quoted = QUOTED.exec(token);
   const named = quoted ? quoted[1] ?? quoted[2] ?? quoted[3] : token;
   return { dose: [strength / 2, strength], ...(named ? { targets: [named] } : {}) };

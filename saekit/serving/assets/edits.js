@@ -1,7 +1,7 @@
 // Latents that are added or ablated: their strengths, in the unit that is shown, and the sliders.
 
-const SCALED = { most: 8, step: 0.1, first: 2 }; // in multiples of the latent's largest activation
-const UNKNOWN = { most: 40, step: 0.5, first: 8 }; // in the code's own units, where nothing says how large its activations are
+const SCALED = { most: 8, step: 0.1, first: 1 }; // in multiples of the latent's largest activation
+const UNKNOWN = { most: 40, step: 0.5, first: 4 }; // in the code's own units, where nothing says how large its activations are
 const edits = new Map(); // latent -> {strength, ablate, brief}: strength in the unit that is shown
 
 function isRaw() {
@@ -34,6 +34,7 @@ function roundStep(size) {
 
 function addEdit(latent) {
   const brief = briefOf(latent);
+  choose(latent);
   if (!edits.has(latent)) edits.set(latent, { strength: rangeOf(brief).first, ablate: false, brief });
   drawEdits();
   byId("edits").querySelector(`[data-latent="${latent}"] input[type=range]`)?.focus({ preventScroll: true });

@@ -1,10 +1,12 @@
-// The box: a number or words of labels are answered while they are typed, other questions (search.js) when Enter is pressed.
+// The box: a number or words of names and labels are answered while they are typed, other questions (search.js) when Enter is pressed.
 
 const find = {
   number: 0, // of the last question: an answer that comes after another was asked is not shown
   answered: "", // what the box held when the list was last filled by an answer
   question: null, // the one whose order can be changed
 };
+const NUMBER = /^#?\d+$/;
+const RESTS_MILLISECONDS = 150;
 const CHANCE_OF = { auroc: "auroc_chance" }; // of all others it is that of information
 // How a figure is written, and what it says.
 const FIGURE = {
@@ -14,6 +16,8 @@ const FIGURE = {
   lift: [(value) => `× ${figure(value, 3)}`, "That share over the latent's density."],
   mean: [(value) => figure(value, 3), "Mean activation."],
   max: [(value) => figure(value, 4), "Largest activation in this text."],
+  relative: [(value) => percent(value, 3), "Largest activation in this text over the latent's largest in the store, at most 100 %. Latents that were active in fewer than ten rows of the store come last."],
+  score: [(value) => figure(value, 2), "How often the examples of the latent have one word in common, against shuffled examples."],
   difference: [(value) => figure(value, 4), "How much larger than in the other text."],
   versus: [(value) => figure(value, 3), "In the other text."],
   cosine: [(value) => figure(value, 3), "1 is the same direction (of co-activation: the same activations on all rows)."],
@@ -23,10 +27,12 @@ const FIGURE = {
   match: [(value) => figure(value, 3), "BM25 of the words in its name, notes, explanations and automatic label, and on its strongest rows."],
   words: [(value) => count(value), "How many of the words it has."],
 };
-const ORDER_NAMES = { max: "largest", auroc: "AUROC", decoder: "decoder rows", encoder: "encoder rows", coactivation: "co-activation" };
+const ORDER_NAMES = { max: "activation", relative: "share of its maximum", auroc: "AUROC", decoder: "decoder rows", encoder: "encoder rows", coactivation: "co-activation" };
 
 function boxQuestion() {
-  return understood(byId("search").value, served.modality === "text");
+  const question = understood(byId("search").value, served.modality === "text");
+  const problem = whyNot(question.kind);
+  return problem ? { kind: "wrong", value: question.value, problem } : question;
 }
 
 function typed() {
@@ -34,13 +40,19 @@ function typed() {
   // proposals, and the arrow that opens them, only where a label is being typed
   if (question.kind === "label" || byId("search").value.startsWith("label:")) byId("search").setAttribute("list", "labels");
   else byId("search").removeAttribute("list");
-  if (question.kind === "number" || question.kind === "words" || question.kind === "none") listWords(byId("search").value.trim());
+  const words = byId("search").value.trim();
+  if (["number", "words", "none"].includes(question.kind)) listWords(words, otherQuestions(words));
+  else if (question.kind === "text" && !PREFIX.test(words) && served.rows !== null) listWords(words, pressEnter(question)); // or words of a name
   else {
     find.number += 1;
     panel.searching = true;
     byId("back").hidden = !input.answer;
-    listed("Search", [], question.problem ?? ["Press ", el("kbd", {}, "Enter"), ` for ${spoken(question)}.`]);
+    listed("Search", [], question.problem ?? pressEnter(question));
   }
+}
+
+function pressEnter(question) {
+  return ["Press ", el("kbd", {}, "Enter"), ` for ${spoken(question)}.`];
 }
 
 // Enter asks; once the answer is there it opens the first.
@@ -61,7 +73,8 @@ function spoken({ kind, value, versus }) {
 
 // --- while one types ------------------------------------------------------------------------------------------------
 
-async function listWords(words) {
+// `rest`: what the note goes on with.
+async function listWords(words, rest = []) {
   const number = ++find.number;
   panel.searching = words !== "";
   byId("back").hidden = !panel.searching || !input.answer;
@@ -70,9 +83,12 @@ async function listWords(words) {
     const { found, of } = await ask(`latents?q=${encodeURIComponent(words)}`);
     if (number !== find.number) return; // another was typed meanwhile
     found.forEach((brief) => panel.found.set(brief.index, brief));
-    const none = served.rows === null ? "Without a store latents are found by their number only." : "No latent has this number or label.";
+    const none = served.rows === null ? "Without a store latents are found by their number only." : "No latent has this number, name or label.";
     const note = found.length === 0 ? (panel.searching ? none : "") : of > found.length ? `The first ${count(found.length)} of ${count(of)}.` : "";
-    listed(panel.searching ? "Found" : "Worth reading first", found.map(({ index }) => ({ latent: index })), [note, ...otherQuestions(words)]);
+    listed(panel.searching ? "Found" : "Worth reading first", found.map(({ index }) => ({ latent: index })), [`${note} `, ...rest]);
+    if (!NUMBER.test(words) || found.length === 0) return;
+    await pause(RESTS_MILLISECONDS); // digits may follow
+    if (number === find.number) choose(found[0].index);
   } catch (error) {
     if (number === find.number) failed(error);
   }
@@ -86,11 +102,12 @@ function failed(error) {
 
 // What else a word may mean: links that ask it.
 function otherQuestions(word) {
-  if (!word || /^#?\d+$/.test(word)) return [];
+  if (!word || NUMBER.test(word)) return [];
+  const can = answerable();
   const questions = [
-    ...(served.modality !== "text" ? (served.labels.includes(word) ? [`label:${word}`] : []) : [...(served.index ? [`token:${word}`, `token: ${word}`] : []), `text:${word}`]),
-    ...(served.rows === null ? [] : [`explained: ${word}`])];
-  return questions.flatMap((text, at) => [at ? ", " : " Or ask for ", el("button", { type: "button", class: "link-button", onclick: () => {
+    ...(can.label && served.labels.includes(word) ? [`label:${word}`] : []), ...(can.token ? [`token:${word}`, `token: ${word}`] : []),
+    ...(can.text ? [`text:${word}`] : []), ...(can.explained ? [`explained: ${word}`] : [])];
+  return questions.flatMap((text, at) => [at ? ", " : "Or ask for ", el("button", { type: "button", class: "link-button", onclick: () => {
     byId("search").value = text;
     rank(boxQuestion());
   } }, linkTo(text))]);
@@ -101,6 +118,23 @@ function linkTo(question) {
   return question.startsWith("text") ? "it as a text" : question.startsWith("explained") ? "what it describes" : "this label";
 }
 
+function drawOrders(orders, by) {
+  byId("order").replaceChildren(...orders.map((name) => el("option", { value: name }, ORDER_NAMES[name] ?? name)));
+  byId("order").value = by;
+  byId("order").closest("label").hidden = orders.length === 0;
+  byId("not-bos").closest("label").hidden = !(panel.searching && served.index && served.modality === "text");
+  byId("orders").hidden = [...byId("orders").children].every((label) => label.hidden);
+}
+
+// Of what was read, or of the answer to a question: a text is listed as one that was read.
+function reorder() {
+  const by = byId("order").value;
+  const isOfText = !panel.searching || (find.question.kind === "text" && !find.question.versus);
+  if (isOfText && (by === "max" || served.orders.includes(by))) input.order = by;
+  if (panel.searching) rank(find.question, by);
+  else listInput();
+}
+
 // --- questions ------------------------------------------------------------------------------------------------------
 
 async function rank(question, by = null) {
@@ -108,6 +142,7 @@ async function rank(question, by = null) {
   panel.searching = true;
   byId("back").hidden = !input.answer;
   const held = byId("search").value;
+  by ??= question.kind === "text" && !question.versus ? input.order : null;
   byId("list-note").textContent = "Searching";
   const body = { [question.kind]: question.value, ...(question.versus ? { versus: question.versus } : {}), ...(by ? { by } : {}),
     not_bos: byId("not-bos").checked };
@@ -131,11 +166,7 @@ function drawAnswer(question, answer) {
   listed(titleOf(question), found.map((brief, at) => ({ latent: brief.index, measure: {
     text: written(by, values[at]), share: Math.abs(values[at]) / most, facts: factsOf(brief, by), within: isWithin(brief, by, chance) } })),
   [first, ...chanceText(by, chance), note ? sentence(note) : null].filter(Boolean));
-  byId("order").replaceChildren(...orders.map((name) => el("option", { value: name }, ORDER_NAMES[name] ?? name)));
-  byId("order").value = by;
-  byId("order").closest("label").hidden = orders.length === 0;
-  byId("not-bos").closest("label").hidden = !(served.index && served.modality === "text");
-  byId("orders").hidden = [...byId("orders").children].every((label) => label.hidden);
+  drawOrders(orders, by);
 }
 
 function sentence(text) {
@@ -172,7 +203,7 @@ function factsOf({ act, at, figures, max }, by) {
   const facts = Object.entries(figures).filter(([name]) => name !== shown && FIGURE[name])
     .map(([name, value]) => about(el("span", { "data-fact": name }, `${ORDER_NAMES[name] ?? name} ${FIGURE[name][0](value)}`), FIGURE[name][1]));
   if (act !== null && at === null) facts.push(el("span", {}, `largest there ${figure(act)}${max ? ` of ${figure(max)}` : ""}`));
-  if (at !== null) facts.push(el("span", {}, `${shown === "max" ? (max ? `of ${figure(max)}, ` : "") : `largest ${figure(act)} `}on `, el("span", { class: "chip" }, tokenNodes(at, true))));
+  if (at !== null) facts.push(el("span", {}, `${shown === "max" ? (max ? `of ${figure(max)}, ` : "") : `largest ${figure(act)}${max ? ` of ${figure(max)}` : ""} `}on `, el("span", { class: "chip" }, tokenNodes(at, true))));
   return facts;
 }
 
@@ -193,13 +224,11 @@ function chanceText(by, chance) {
 
 function listenForSearch() {
   const box = byId("search");
-  byId("labels").replaceChildren(...served.labels.map((label) => el("option", { value: `label:${label}` })));
-  byId("search-help").replaceChildren(...helpText());
-  if (served.modality !== "text") box.placeholder = "Number, label:, near: or explained:";
+  offerQuestions();
   onSubmit("search-form", entered);
   box.addEventListener("input", typed);
   byId("back").addEventListener("click", () => { box.value = ""; listWords(""); });
-  byId("order").addEventListener("change", () => rank(find.question, byId("order").value));
+  byId("order").addEventListener("change", reorder);
   byId("not-bos").addEventListener("change", () => rank(find.question, byId("order").value));
   box.addEventListener("keydown", (event) => { if (event.key === "ArrowDown" && !box.list) focusRow(event, 0); });
   byId("latents").addEventListener("keydown", (event) => {
@@ -215,13 +244,4 @@ function focusRow(event, place) {
   if (!row) return;
   event.preventDefault();
   row.focus();
-}
-
-function helpText() {
-  const forms = [["123", "a latent"], ["word", "of its automatic label"], ["near:123", "similar ones"]];
-  if (served.rows !== null) forms.push(["explained: python", "words of names, explanations and labels"]);
-  if (served.index && served.modality === "text") forms.push(["token: file", "fire on “·file”, blank included"]);
-  if (served.labels.length) forms.push([`label:${served.labels[0]}`, "tell it from other labels"]);
-  if (served.modality === "text") forms.push(["The cat sat", "a text, through the model"], ["The cat versus: The dog", "more in the first"]);
-  return forms.map(([example, meaning]) => el("span", {}, el("code", {}, example), ` ${meaning}`));
 }

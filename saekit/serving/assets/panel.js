@@ -11,14 +11,20 @@ function listInput() {
   if (panel.searching) return;
   if (input.kept) { listAt(input.kept.context, input.kept.at); return; }
   if (!input.answer) { listed("Worth reading first", [], ""); listWords(""); return; }
-  listed(`Strongest in ${input.stale ? `the ${served.modality} before` : `this ${served.modality}`}`, input.answer.ranked.map(([latent, act]) => ({ latent, act })), "");
+  listed(`Strongest in ${input.stale ? `the ${served.modality} before` : `this ${served.modality}`}`, rankedInInput().map(([latent, act]) => ({ latent, act })), "");
+  offerOrders();
 }
 
 function listAt(context, at) {
   if (panel.searching) return;
   const row = rowAt(context, at);
   listed(["At ", el("span", { class: "chip" }, input.answer.contexts[context].tokens ? tokenNodes(input.answer.contexts[context].tokens[at], true) : nameAt(context, at))],
-    row.latents.map((latent, place) => ({ latent, act: row.acts[place] })), row.latents.length ? "" : "No latent is active here.");
+    rankedInRow(row).map(([latent, act]) => ({ latent, act })), row.latents.length ? "" : "No latent is active here.");
+  offerOrders();
+}
+
+function offerOrders() {
+  if (served.orders.length) drawOrders(["max", ...served.orders], input.order);
 }
 
 function listed(title, entries, note) {
@@ -34,23 +40,25 @@ function listed(title, entries, note) {
 // its bar, its other figures, and whether chance reaches it.
 function latentRow({ latent, act, measure }) {
   if (measure) return answerRow(latent, measure);
-  const { max, density, label } = briefOf(latent);
+  const { max, density, score } = briefOf(latent);
   const share = act === undefined ? 0 : Math.abs(act) / (max || scaleOf(latent));
   const told = act === undefined ? shortPercent(density) : figure(act);
-  return rowOf(latent, label, [told, act !== undefined && max ? el("span", { class: "of" }, ` of ${figure(max)}`) : null],
-    act === undefined ? null : bar(share, act < 0 ? "cold" : ""));
+  return rowOf(latent, [told, act !== undefined && max ? el("span", { class: "of" }, ` of ${figure(max)}`) : null],
+    act === undefined ? null : bar(share, act < 0 ? "cold" : ""),
+    act !== undefined && input.order === "score" && score !== null ? el("span", { class: "facts" }, `score ${figure(score, 2)}`) : null);
 }
 
 function answerRow(latent, { text, share, facts, within }) {
-  const row = rowOf(latent, briefOf(latent).label, [text], bar(share), el("span", { class: "facts" }, facts));
+  const row = rowOf(latent, [text], bar(share), el("span", { class: "facts" }, facts));
   if (within) about(row, "No more than chance reaches.").classList.add("within-chance");
   return row;
 }
 
-function rowOf(latent, label, told, ...below) {
+function rowOf(latent, told, ...below) {
+  const { label, automatic } = briefOf(latent);
   const choice = el("button", { type: "button", class: "latent", "data-latent": latent, "aria-pressed": "false", onclick: () => choose(latent) },
     el("span", { class: "number" }, `#${latent}`),
-    el("span", { class: label ? "name" : "name none" }, label ? plainNodes(label) : "no label"),
+    el("span", { class: `name${label ? (label === automatic ? "" : " own-label") : " none"}` }, label ? plainNodes(label) : "no label"),
     el("span", { class: "value" }, told.filter(Boolean)), ...below);
   const steer = served.steering ? el("button", { type: "button", class: "button small add", "aria-label": `Steer latent ${latent}`, onclick: () => addEdit(latent) }, "Steer") : null;
   return el("li", {}, choice, steer);
@@ -74,11 +82,11 @@ async function showDetail(latent) {
   const { signal } = asked;
   box.setAttribute("aria-busy", "true");
   try {
-    const { brief, record, note } = await ask(`latents/${latent}`, { signal });
+    const { brief, own_note: ownNote, record, note } = await ask(`latents/${latent}`, { signal });
     if (input.chosen !== latent) return;
     panel.found.set(latent, brief);
     freshen(box);
-    box.replaceChildren(...detail(brief, record, note));
+    box.replaceChildren(...detail(brief, ownNote, record, note));
   } catch (error) {
     if (error.name !== "AbortError") { freshen(box); box.replaceChildren(el("p", { class: "note" }, error.message)); }
   } finally {
@@ -99,15 +107,17 @@ function freshen(box) {
   box.querySelector(":scope > .stale-title")?.remove();
 }
 
-function detail(brief, record, note) {
-  const { index, max, density, label, score, page } = brief;
+function detail(brief, ownNote, record, note) {
+  const { index, max, density, label, automatic, score, page } = brief;
   const facts = [["Largest activation", max === null ? null : figure(max)], ["Density", density === null ? null : percent(density, 3)],
     ["Score", score === null ? null : figure(score, 2)]].filter(([, value]) => value !== null);
   const links = [served.steering ? el("button", { type: "button", class: "button small", onclick: () => addEdit(index) }, "Steer") : null,
     page ? el("a", { class: "button small", href: `page/#/f/${index}`, target: "_blank", rel: "noopener" }, "Its page") : null];
   return [
     el("div", { class: "section-head" }, el("h3", {}, `#${index}`), el("div", { class: "row-of-buttons" }, links)),
-    label ? el("p", { class: "automatic-label" }, el("span", { class: "badge" }, "automatic"), el("span", {}, plainNodes(label))) : null,
+    label !== automatic ? el("p", { class: "own-label" }, plainNodes(label)) : null,
+    ownNote ? el("p", { class: "note own-note" }, plainNodes(ownNote)) : null,
+    automatic ? el("p", { class: "automatic-label" }, el("span", { class: "badge" }, "automatic"), el("span", {}, plainNodes(automatic))) : null,
     facts.length ? el("dl", { class: "stats" }, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))) : null,
     note ? el("p", { class: "note" }, note) : null,
     ...(record ? drawnRecord(record) : []),

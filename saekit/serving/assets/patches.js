@@ -5,9 +5,10 @@ let dropped = null; // {base64}
 
 function imageContext(context, number) {
   const [height, width] = context.grid;
-  const frame = el("div", { class: "asked-image", tabindex: "0", "data-context": number,
+  const frame = el("div", { class: "frame asked-image", tabindex: "0", "data-context": number,
     "aria-label": `Image of ${height} by ${width} patches`, style: { "--rows": String(height), "--columns": String(width) } },
   seenPicture(context.picture),
+  el("div", { class: "overlays" }),
   el("div", { class: "cells" }, Array.from({ length: height * width }, (_, at) => el("span", { class: "cell", "data-at": at }))));
   frame.addEventListener("pointerover", (event) => {
     const cell = event.target.closest("[data-at]");
@@ -31,6 +32,14 @@ function imageContext(context, number) {
   });
   frame.addEventListener("blur", unpoint);
   return frame;
+}
+
+// Over the picture what a latent does in each patch, as in the examples beside; null: only the picture.
+function drawOverlay(context, number, latent, max) {
+  const layers = document.querySelector(`#contexts [data-context="${number}"] .overlays`);
+  const [height, width] = context.grid;
+  const values = Array.from({ length: height * width }, (_, at) => actAt(number, at, latent) ?? 0);
+  layers.replaceChildren(...(latent === null ? [] : overlays(values, context.grid, max)));
 }
 
 // What the image processor made of it, which patches lie on. Small pictures stay squares of color.

@@ -44,7 +44,7 @@ function take(answer) {
   byId("back").hidden = true;
   drawInput();
   listInput();
-  if (first && input.chosen === null && answer.ranked.length) choose(answer.ranked[0][0]);
+  if (first && input.chosen === null && answer.ranked.length) choose(rankedInInput()[0][0]);
 }
 
 async function readImage(file) {
@@ -116,10 +116,11 @@ function listenForImages() {
 async function start() {
   applyTheme();
   served = await ask("about");
+  if (served.orders.includes("relative")) input.order = "relative"; // by size alone latents that are large everywhere come first
   // what the drawing functions of the explorer read
-  catalog = { meta: { modality: served.modality, latents: served.latents, rows: served.rows }, single_file: false };
+  catalog = { meta: { modality: served.modality, latents: served.latents, rows: served.rows }, single_file: false, patches: false };
   contextPlace = new Map();
-  document.body.dataset.overlay = "heat";
+  setOverlay(Object.hasOwn(OVERLAYS, memory.get("overlay", "")) ? memory.get("overlay", "") : "spotlight");
   document.body.dataset.modality = served.modality;
   byId("text-form").hidden = served.modality !== "text";
   byId("drop").hidden = served.modality !== "image";

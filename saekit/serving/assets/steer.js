@@ -55,13 +55,14 @@ function prepareSteering() {
     option("raw", "Raw strengths", raw, served.has_maxima ? "Strengths in the code's own units, rather than multiples of each latent's largest activation in the store."
       : "Strengths are in the code's own units: without a scanned store the largest activations are not known."),
     isText && served.chat ? option("chat", "Chat", check(false), "The prompt is a user's message in the model's chat template.") : null,
-    isText ? option("target", "Target token", el("input", { type: "text", class: "field", placeholder: "as the dose chooses", spellcheck: "false", autocomplete: "off" }),
-      "The token whose probability the controls are compared on, its blank included. Empty: those that the full strength raises most, which need not be what the latent means.") : null,
+    option("target", isText ? "Target token" : "Target class", el("input", { type: "text", class: "field", placeholder: "as the dose chooses", spellcheck: "false", autocomplete: "off" }),
+      isText ? "The token whose probability the controls are compared on, its blank included. Empty: those that the full strength raises most, which need not be what the latent means."
+        : "The class, by name or number, whose probability the controls are compared on. Empty: the one that the full strength raises most, which need not be what the latent means."),
   ];
   byId("options").replaceChildren(...fields.filter(Boolean));
-  const target = byId("target")?.closest("label");
-  byId("controls").addEventListener("change", () => { target?.toggleAttribute("hidden", !isCompared()); if (isCompared()) rerun(); });
-  target?.toggleAttribute("hidden", !isCompared());
+  const target = byId("target").closest("label");
+  byId("controls").addEventListener("change", () => { target.toggleAttribute("hidden", !isCompared()); if (isCompared()) rerun(); });
+  target.toggleAttribute("hidden", !isCompared());
   about(byId("controls").closest("label"), `Measures half and all of the strength. ${CONTROLS}`);
 }
 

@@ -5,6 +5,7 @@ const input = {
   kept: null, // {context, at}: the token or patch whose latents the list keeps showing
   chosen: null, // the latent that shades
   stale: false, // whether the question after it failed
+  order: "max", // of its latents: max, or one of served.orders
 };
 
 function rowAt(context, at) {
@@ -25,7 +26,29 @@ function largestIn(latent) {
 }
 
 function briefOf(latent) {
-  return input.answer?.latents[latent] ?? panel.found.get(latent) ?? { index: latent, max: null, density: null, label: null, score: null, page: false };
+  return input.answer?.latents[latent] ?? panel.found.get(latent) ?? { index: latent, max: null, density: null, label: null, automatic: null, score: null, page: false };
+}
+
+// The latents of the whole input in the chosen order, [latent, act].
+function rankedInInput() {
+  return input.order === "max" ? input.answer.ranked : input.answer.orders[input.order];
+}
+
+// Those of one row, largest activation first, in the chosen order.
+function rankedInRow({ latents, acts }) {
+  const entries = latents.map((latent, place) => [latent, acts[place]]);
+  if (input.order === "max") return entries;
+  return entries.map((entry) => [entry, orderFigure(...entry)]).sort(([, a], [, b]) => b - a).map(([entry]) => entry);
+}
+
+// As orders.py: of latents that were active in few rows the maximum says little.
+const LEAST_ROWS = 10;
+
+function orderFigure(latent, act) {
+  const { max, density, score } = briefOf(latent);
+  if (input.order === "score") return score ?? 0;
+  const isRare = density !== null && Math.round(density * served.rows) < LEAST_ROWS;
+  return (max > 0 ? Math.min(Math.abs(act) / max, 1) : 0) + (isRare ? 0 : 2);
 }
 
 // What full shading means: the largest activation in the store, or in this input where no store says more.
@@ -85,9 +108,9 @@ const TOLD = 4; // latents in a tip; the list beside has all
 function point(context, at, span) {
   const row = rowAt(context, at);
   const box = span.getBoundingClientRect();
-  const lines = row ? row.latents.slice(0, TOLD).map((latent, place) => {
+  const lines = row ? rankedInRow(row).slice(0, TOLD).map(([latent, act]) => {
     const { max, label } = briefOf(latent);
-    return `#${latent}  ${figure(row.acts[place])}${max ? ` of ${figure(max)}` : ""}${label ? `  ${label}` : ""}`;
+    return `#${latent}  ${figure(act)}${max ? ` of ${figure(max)}` : ""}${label ? `  ${label}` : ""}`;
   }) : ["not a row that the dictionary takes"];
   if (row && row.latents.length > TOLD) lines.push(`and ${row.latents.length - TOLD} more`);
   if (row && row.latents.length === 0) lines.push("no latent is active");
@@ -110,17 +133,21 @@ function keep(context, at) {
 
 // --- shading --------------------------------------------------------------------------------------------------------
 
+// The latent that shades and has the panel; null: none.
 function choose(latent) {
-  input.chosen = input.chosen === latent ? null : latent;
+  const same = input.chosen === latent;
+  input.chosen = latent;
   if (input.answer) shade();
   markChosen();
-  showDetail(input.chosen);
+  if (same && byId("detail").querySelector("h3")) freshen(byId("detail"));
+  else showDetail(latent);
 }
 
 function shade() {
   const latent = input.chosen;
   const max = latent === null ? 1 : scaleOf(latent);
-  input.answer.contexts.forEach((_, context) => {
+  input.answer.contexts.forEach((content, context) => {
+    if (content.grid) drawOverlay(content, context, latent, max);
     for (const node of document.querySelectorAll(`#contexts [data-context="${context}"] [data-at]`)) {
       const act = latent === null ? 0 : actAt(context, Number(node.dataset.at), latent) ?? 0;
       const share = clamp01(Math.abs(act) / max);
@@ -138,5 +165,6 @@ function shadingNodes(latent, max) {
   return [el("span", {}, `#${latent}`),
     el("div", { class: "color-bar", role: "img", "aria-label": `Shading from 0 to ${figure(max)}` },
       el("span", {}, "0"), el("span", { class: "ramp" }), el("span", {}, figure(max))),
-    el("button", { type: "button", class: "button small", id: "clear-shading", onclick: () => choose(latent) }, "Clear")];
+    served.modality === "image" ? overlayButtons() : null,
+    el("button", { type: "button", class: "button small", id: "clear-shading", onclick: () => choose(null) }, "Clear")].filter(Boolean);
 }
