@@ -46,25 +46,28 @@ class Shown:
 def gallery(
     latents: Sequence[int], index: Index, scores: Scores, directions_FD: torch.Tensor | None
 ) -> list[Shown]:
-    """Of the latents that have a page: at most SHOWN, best first. Without scores, those of the
-    largest size."""
+    """Of the latents that have a page: at most SHOWN, best first, those with a label before those
+    without. Without scores, those of the largest size."""
     shown: list[Shown] = []
-    later: list[int] = []
     told = _Told(index, scores)
-    for j in _in_order(latents, index, scores)[:CANDIDATES]:
-        twin = next((s for s in shown if _near(s.index, j, index, directions_FD)), None)
-        if twin is not None:
-            twin.twins.append(j)
-        elif len(shown) < SHOWN and told.is_new(j):
-            shown.append(Shown(j))
-            told.add(j)
-        else:
-            later.append(j)
-    # data with few labels: not only one of each
-    for j in later:
-        if len(shown) < SHOWN and told.has_new_word(j):
-            shown.append(Shown(j))
-            told.add(j)
+    order = _in_order(latents, index, scores)[:CANDIDATES]
+    labelled = [scores.meanings[j] is not None for j in order]
+    for first in (True, False):
+        later: list[int] = []
+        for j in (j for j, has_label in zip(order, labelled) if has_label == first):
+            twin = next((s for s in shown if _near(s.index, j, index, directions_FD)), None)
+            if twin is not None:
+                twin.twins.append(j)
+            elif len(shown) < SHOWN and told.is_new(j):
+                shown.append(Shown(j))
+                told.add(j)
+            else:
+                later.append(j)
+        # data with few labels: not only one of each
+        for j in later:
+            if len(shown) < SHOWN and told.has_new_word(j):
+                shown.append(Shown(j))
+                told.add(j)
     return shown
 
 

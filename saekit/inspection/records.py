@@ -88,9 +88,10 @@ def check_features(spec: str, latents: int) -> list[int] | None:
 
 
 def select_latents(spec: str, index: Index, scores: Scores | None = None) -> torch.Tensor:
-    """SPEC -> indices: those named, `interesting:1000` the best scored latents, `top:500` the
-    densest, `all` every latent that fires. `scores` is needed for the second; latents without a
-    score come last, by size. Raises what check_features raises."""
+    """SPEC -> indices: those named, `interesting:1000` the best scored latents, of each word
+    the first before the second (Scores.varied), `top:500` the densest, `all` every latent that
+    fires. `scores` is needed for the second; latents without a score come last, by size. Raises
+    what check_features raises."""
     named = check_features(spec, len(index))
     if named is not None:
         return torch.tensor(named)
@@ -110,7 +111,7 @@ def _by_figures(kind: str, count: int, index: Index, scores: Scores | None) -> t
         return alive.nonzero()[:, 0]
     if kind == "interesting":
         assert scores is not None, "the caller has scored the latents"
-        first = torch.nan_to_num(scores.score.double(), -1.0)
+        first = torch.nan_to_num(scores.varied().double(), -1.0)
         order = torch.from_numpy(np.lexsort((-index.max, -first.numpy())))
     else:
         order = torch.from_numpy(np.argsort(-index.active, kind="stable"))

@@ -68,7 +68,8 @@ def inspect(
         str,
         Doc(
             "Latents to show: all that fire, 0-255,1024 (by number), interesting:1000 (the best"
-            " scored), top:500 (the densest), or several of these with commas.",
+            " scored, each word's first before its second), top:500 (the densest), or several of"
+            " these with commas.",
             metavar="SPEC",
         ),
     ] = "all",
@@ -116,7 +117,8 @@ def inspect(
             are those of all. Rows in memory do not say which token or patch they come from.
         out: the folder of the page.
         features: `all` that fire, `0-255,1024`, `interesting:1000` (the best by
-            saekit.inspection.score), `top:500` (the densest), or several of these with commas.
+            saekit.inspection.score, each word's first before its second), `top:500` (the
+            densest), or several of these with commas.
         top: examples per feature, at most 40.
         map: `pca` or `umap` of the decoder rows, or `none`.
         beside: a checkpoint whose latents are matched with these, by decoder rows and, where both

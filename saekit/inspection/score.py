@@ -22,6 +22,7 @@ scores low.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,18 @@ class Scores:
         """Latents with a score, best first."""
         known = (~self.score.isnan()).nonzero()[:, 0]
         return known[torch.argsort(self.score[known], descending=True, stable=True)]
+
+    def varied(self) -> torch.Tensor:
+        """(F,) fp32: the score over the latent's place among those with the same word, or with
+        none, the order in which the page lists them: of a hundred that fire on flags, the second
+        counts half."""
+        varied, places = self.score.clone(), Counter[str | None]()
+        for latent in self.order().tolist():
+            meaning = self.meanings[latent]
+            word = None if meaning is None else meaning.text.strip().lower()
+            places[word] += 1
+            varied[latent] /= places[word]
+        return varied
 
 
 def no_scores(latents: int) -> Scores:

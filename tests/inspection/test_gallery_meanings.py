@@ -47,7 +47,7 @@ def shown(given, latents: list[tuple[str, str, list[int]]]) -> list[int]:
     with tempfile.TemporaryDirectory() as folder:
         index = index_of_entries(Path(folder) / "index", store, len(latents), rows, owner, sizes)
         meanings: list[Meaning | None] = [
-            Meaning(kind, word, 20, 20, 1.0, 2.0) for kind, word, _ in latents
+            Meaning(kind, word, 20, 20, 1.0, 2.0) if kind else None for kind, word, _ in latents
         ]
         score = torch.linspace(1, 0.5, len(latents))
         found = gallery(range(len(latents)), index, Scores(score, meanings, words), None)
@@ -98,6 +98,16 @@ def test_no_two_cards_begin_with_the_same_picture(words):
     assert shown(words, [*latents, *fillers(8)])[:2] == [0, 2]
     # where there is nothing else, it follows
     assert shown(words, latents) == [0, 2, 1]
+
+
+def test_one_without_a_label_comes_after_all_that_have_one(words):
+    latents: list[tuple[str, str, list[int]]] = [
+        ("", "", of(FLAG, 0)),  # the best scored
+        ("label", "face-hand", of(FACE, 0)),
+        ("label", "face-smiling", of(SMILE, 0)),  # begins like the one before
+    ]
+    assert shown(words, latents) == [1, 2, 0]
+    assert 0 not in shown(words, [*latents, *fillers(10)])
 
 
 def fillers(count: int) -> list[tuple[str, str, list[int]]]:

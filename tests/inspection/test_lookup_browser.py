@@ -115,6 +115,24 @@ def test_a_latent_without_a_page_says_so_and_what_is_known_of_it(tab, made):
     assert_quiet(tab, site)
 
 
+def test_in_print_the_command_is_whole_and_buttons_are_not_there(tab, made):
+    site = made[2]
+    tab.open(site.url(5))
+    tab.view(375, 667)
+    try:
+        tab.call("Emulation.setEmulatedMedia", media="print")
+        tab.wait("document.querySelector('#hint pre')")
+        overflow = "(e => e.scrollWidth - e.clientWidth)(document.querySelector('#hint pre'))"
+        assert tab.evaluate(overflow) == 0
+        shown = "[...document.querySelectorAll('.button')].filter(e => e.checkVisibility()).length"
+        assert tab.evaluate(shown) == 0
+        tab.call("Emulation.setEmulatedMedia", media="screen")
+        assert tab.evaluate(overflow) > 0 and tab.evaluate(shown) > 0
+    finally:
+        tab.call("Emulation.setEmulatedMedia", media="")
+        tab.view(1400, 900)
+
+
 def test_latents_with_a_page_come_first_where_that_is_wanted(tab, made):
     site = made[2]
     tab.open(site.url())

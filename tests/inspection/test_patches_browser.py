@@ -202,6 +202,26 @@ def test_a_tap_keeps_a_patch(tab, made):
     assert_quiet(tab, site)
 
 
+@pytest.mark.parametrize(("width", "height"), [(375, 667), (1400, 500)])
+def test_the_button_that_closes_an_enlarged_picture_is_in_view(tab, made, width, height):
+    tab.open(made[1].url(0))
+    tab.view(width, height)
+    try:
+        tab.click("#top .frame")
+        tab.wait(
+            "document.getElementById('zoom').open && document.querySelector('#patch-latents li')"
+        )
+        box = "(e => e.getBoundingClientRect())(document.querySelector('#zoom form button'))"
+        inside = f"document.elementFromPoint({box}.x + 5, {box}.y + 5)?.textContent"
+        for end in ("0", "1e6"):
+            tab.evaluate(f"document.getElementById('zoom').scrollTop = {end}")
+            assert tab.evaluate(f"{box}.bottom") <= height and tab.evaluate(inside) == "Close"
+        tab.click("#zoom form button")
+        assert not tab.evaluate("document.getElementById('zoom').open")
+    finally:
+        tab.view(1400, 900)
+
+
 def test_a_page_of_pictures_speaks_of_labels(tab, made):
     _, site, _, _ = made
     tab.open(site.url())

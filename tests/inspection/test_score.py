@@ -19,7 +19,14 @@ from saekit.indexing.reader import Index
 from saekit.inspection.gallery import gallery
 from saekit.inspection.meanings import Meanings
 from saekit.inspection.records import select_latents
-from saekit.inspection.score import DENSITIES, NAMED_FROM, score_latents, shown_rows
+from saekit.inspection.score import (
+    DENSITIES,
+    NAMED_FROM,
+    Meaning,
+    Scores,
+    score_latents,
+    shown_rows,
+)
 from saekit.inspection.tokens import TokenTexts
 from saekit.store.reader import open_store
 from saekit.store.shards import StoredExample
@@ -219,14 +226,24 @@ def test_interesting_selects_by_score_and_mixes_with_numbers(planted):
     _, index, meanings, _ = planted
     scores = score_latents(index, meanings)
     three = select_latents("interesting:3", index, scores)
-    best = sorted((scores.of(j) for j in range(LATENTS) if j != DEAD), reverse=True)
-    assert [scores.of(j) for j in three.tolist()] == best[:3]
+    varied = scores.varied()
+    best = sorted((float(varied[j]) for j in range(LATENTS) if j != DEAD), reverse=True)
+    assert [float(varied[j]) for j in three.tolist()] == best[:3]
     every = select_latents("interesting:100", index, scores).tolist()
     assert sorted(every) == [j for j in range(LATENTS) if j != DEAD]
-    assert select_latents(f"{NOISE},interesting:1,{NOISE}", index, scores).tolist() == [
-        NOISE,
-        max((scores.of(j) or 0, float(index.max[j]), j) for j in range(LATENTS))[2],
-    ]
+    mixed = select_latents(f"{NOISE},interesting:1,{NOISE}", index, scores)
+    assert mixed.tolist() == [NOISE, int(three[0])]
+
+
+def test_interesting_takes_the_first_of_each_word_before_its_second(planted):
+    index, rest = planted[1], LATENTS - 6
+    on = lambda word: Meaning("token", word, 20, 20, 1.0)
+    meanings = [on(" how"), on("How"), on(" must"), None, on(" how"), None, *[None] * rest]
+    filled = lambda *scores: torch.tensor([*scores, *[torch.nan] * rest])
+    scores = Scores(filled(0.9, 0.8, 0.5, 0.46, 0.6, 0.44), meanings)
+    expected = filled(0.9, 0.4, 0.5, 0.46, 0.2, 0.22)
+    torch.testing.assert_close(scores.varied(), expected, equal_nan=True)
+    assert select_latents("interesting:4", index, scores).tolist() == [0, 2, 3, 1]
 
 
 def test_data_without_words_have_no_score(planted):

@@ -10,6 +10,7 @@ import page_fixture as fixture
 import pytest
 from test_explorer_browser import Site, text, texts, wait_for
 from test_filters_browser import choose
+from test_gallery_browser import read_names
 from test_lookup_browser import listed
 
 from saekit.inspection.lookup import Lookup
@@ -81,6 +82,38 @@ def test_a_row_with_an_own_name_keeps_what_it_had(tab, site):
         rest = [t for t in before[j] if t not in label]
         assert texts(tab, own[j]) == ["my name", *rest]
     tab.evaluate("localStorage.clear()")
+
+
+def test_notes_are_found_as_names_are(tab, site):
+    tab.open(site.url(4))
+    tab.evaluate("localStorage.clear()")
+    tab.open(site.url(4))
+    tab.evaluate("document.getElementById('note').focus()")
+    tab.type("Maybe about okapis")
+    tab.evaluate("document.getElementById('note').blur()")
+    choose(tab, "search", "okapi")
+    assert listed(tab) == [4]
+    tab.evaluate("localStorage.clear()")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{names", "it is not JSON ("),
+        ("[1, 2]", "it has no list of names"),
+        ('{"names": [{"index": 1, "name": "a"}, {"index": "x"}]}', "entry 2 of its names"),
+        ('{"names": [], "notes": [{"index": 3}]}', "entry 1 of its notes"),
+        ('{"names": []}', "does not say which checkpoint"),
+        ('{"names": [], "identity": "words-0"}', "of this checkpoint, but of another store"),
+        ('{"names": [], "identity": "b-0", "checkpoint": "gated"}', "another checkpoint, “gated”"),
+    ],
+)
+def test_a_file_that_holds_no_names_of_this_page_says_why(tab, site, content, says):
+    tab.open(site.url(4))
+    read_names(tab, content)
+    tab.wait("document.getElementById('names-message').textContent")
+    message = text(tab, "#names-message")
+    assert message.startswith("Not read: ") and says in message and tab.problems == []
 
 
 def test_an_empty_list_says_what_each_filter_leaves_out(tab, site):

@@ -42,7 +42,9 @@ async function routeToGallery() {
   markCurrentRow();
   closeList();
   document.title = catalog.meta.title;
-  await openGallery();
+  const unknown = noSuchAddress();
+  if (unknown) show(unknown);
+  else await openGallery();
 }
 
 function closeList() {
@@ -80,7 +82,7 @@ function show(nodes) {
 
 function step(direction) {
   const near = neighbourInList(state.latent, direction);
-  if (near !== null) location.hash = `#/f/${near}`;
+  if (near !== null) go(`#/f/${near}`);
 }
 
 async function copyLink() {
@@ -149,7 +151,7 @@ const KEYS = {
   "/": () => { if (getComputedStyle(byId("sidebar")).display === "none") toggleList(); byId("search").focus(); byId("search").select(); },
   "?": openHelp,
   h: toggleHeat,
-  g: () => { location.hash = "#/"; },
+  g: () => go("#/"),
   m: () => openView("map"),
   b: () => openView("beside"),
   l: () => byId("log-axis")?.click(),
@@ -158,10 +160,15 @@ const KEYS = {
   ArrowRight: () => step(1),
 };
 
+const SEARCH_KEYS = {
+  Escape: () => { byId("search").value = ""; byId("search").blur(); updateList(); keepFilters(); },
+  ArrowDown: () => { list.scrollTop = 0; drawRows(); focusRow(view.order[0]); },
+};
+
 function onKey(event) {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented) return;
+  if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented || event.isComposing) return;
   if (document.querySelector("dialog[open]")) return;
-  if (event.target === byId("search") && event.key === "Escape") byId("search").blur();
+  if (event.target === byId("search") && SEARCH_KEYS[event.key]) { event.preventDefault(); SEARCH_KEYS[event.key](); return; }
   if (event.target.matches("input:not([type=checkbox]), select, textarea")) return;
   if (event.key === "Escape" && document.body.classList.contains("list-open")) toggleList();
   if (list.contains(event.target) && ["ArrowUp", "ArrowDown"].includes(event.key)) {
@@ -169,19 +176,27 @@ function onKey(event) {
     stepInList(event.key === "ArrowDown" ? 1 : -1);
     return;
   }
+  if (TOWARDS[event.key] && isMapShown()) { chart.canvas.focus({ preventScroll: true }); onMapKey(event); return; }
   const action = KEYS[event.key];
   if (!action) return;
   event.preventDefault();
   action();
 }
 
-// Up and down in the list stop at every latent, with a page or without.
+// Up and down in the list stop at every latent, with a page or without; above the first is the search box.
 function stepInList(direction) {
-  const latent = view.order[(view.place.get(state.latent) ?? -1) + direction];
+  const at = document.activeElement.closest("[data-latent]")?.dataset.latent ?? state.latent ?? -1;
+  const place = (view.place.get(Number(at)) ?? -1) + direction;
+  if (place < 0) { byId("search").focus(); return; }
+  const latent = view.order[place];
   if (latent === undefined) return;
-  location.hash = `#/f/${latent}`;
+  go(`#/f/${latent}`);
   state.latent = latent;
   scrollToCurrent();
+  focusRow(latent);
+}
+
+function focusRow(latent) {
   rows.querySelector(`[data-latent="${latent}"]`)?.focus({ preventScroll: true });
 }
 
@@ -195,6 +210,7 @@ function applyMemory() {
 
 function listen() {
   addEventListener("hashchange", route);
+  addEventListener("click", followWithFilters);
   listenForExplanations();
   listenForNames();
   addEventListener("keydown", onKey);

@@ -38,12 +38,26 @@ function keepFilters() {
   history.replaceState(null, "", addressHash());
 }
 
-// The filters of the address, where it has any.
+// Within the page: to another address, with the filters that are set.
+function go(hash) {
+  const filters = filterText();
+  location.hash = `${hash.split("?")[0]}${filters ? `?${filters}` : ""}`;
+}
+
+// Links have no filters in them, so that those in a list need not be drawn anew with each; a click adds them.
+function followWithFilters(event) {
+  if (event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  const hash = event.target.closest("a[href^='#/']")?.getAttribute("href");
+  if (!hash) return;
+  event.preventDefault();
+  go(hash);
+}
+
+// The filters of the address, which has all that are set; false: they are those that were set before.
 function takeFilters() {
   view.initial ??= Object.fromEntries(Object.entries(FILTERS).map(([name, id]) => [name, byId(id).value]));
-  const query = location.hash.split("?")[1];
-  if (!query) return false;
-  const given = new URLSearchParams(query);
+  const given = new URLSearchParams(location.hash.split("?")[1] ?? "");
+  if (given.toString() === filterText()) return false;
   for (const [name, id] of Object.entries(FILTERS)) {
     const field = byId(id);
     if (field.type === "checkbox") field.checked = given.get(name) === "1";

@@ -5,7 +5,7 @@ const CARD_STRONGEST = 2; // then the row of median activation, and one of the w
 const CARD_SIDE = 7; // tokens on either side of the strongest
 
 function isGallery() {
-  return latentInAddress() === null && viewInAddress() === null;
+  return latentInAddress() === null && viewInAddress() === null && noSuchAddress() === null;
 }
 
 async function openGallery() {

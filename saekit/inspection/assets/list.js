@@ -43,14 +43,14 @@ function prepareScore() {
   } else for (const option of byId("sort").querySelectorAll("[value=score], [value=varied]")) option.remove();
 }
 
-// The score over the latent's place among those with the same automatic label: of a hundred that fire on flags, the second counts half.
+// The score over the latent's place among those with the same automatic label, or with none: of a hundred that fire on flags, the second counts half.
 function variedScores() {
   const places = new Map();
   const varied = [...catalog.score];
   const best = varied.map((_, latent) => latent).sort((a, b) => (catalog.score[b] ?? -1) - (catalog.score[a] ?? -1) || a - b);
   for (const latent of best) {
+    if (varied[latent] === null) continue;
     const word = catalog.meanings[latent]?.[1].trim().toLowerCase();
-    if (word === undefined || varied[latent] === null) continue;
     places.set(word, (places.get(word) ?? 0) + 1);
     varied[latent] /= places.get(word);
   }
@@ -165,7 +165,10 @@ function inOrder(latents) {
 }
 
 function openFirst() {
-  if (view.order.length) location.hash = `#/f/${view.order[0]}`;
+  if (!view.order.length) return;
+  go(`#/f/${view.order[0]}`);
+  closeList();
+  main.focus({ preventScroll: true }); // its keys are not to be typed into the box
 }
 
 // The next latent in the list's order that has a page; from one that the filters hide, the first that they show.

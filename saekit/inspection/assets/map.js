@@ -42,12 +42,17 @@ async function openMap(latent) {
   chart.neighbours = [];
   fitMap();
   listChanged();
+  if (!byId("filters").contains(document.activeElement)) chart.canvas.focus({ preventScroll: true }); // its arrows, at once
   if (latent !== null && recordOf[latent] >= 0) {
     const record = await loadRecord(latent).catch(() => null);
     chart.neighbours = (record?.neighbours ?? []).map(({ index }) => points.place[index]).filter((point) => point >= 0);
   }
   sayPoint();
   drawSoon();
+}
+
+function isMapShown() {
+  return viewInAddress()?.name === "map" && Boolean(chart.canvas?.isConnected);
 }
 
 function mapHeader() {
@@ -248,7 +253,7 @@ function pointAt(point, tell) {
 }
 
 function openPoint() {
-  if (chart.at >= 0) location.hash = `#/f/${points.latents[chart.at]}`;
+  if (chart.at >= 0) go(`#/f/${points.latents[chart.at]}`);
 }
 
 function listenOnMap(canvas) {

@@ -92,11 +92,26 @@ function saveNames() {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
+// What a file of names holds. Throws an error that says what is wrong with it.
+function namesIn(text) {
+  let read;
+  try { read = JSON.parse(text); } catch (error) { throw new Error(`it is not JSON (${error.message})`); }
+  if (!Array.isArray(read?.names)) throw new Error("it has no list of names; “Save to a file” writes such files");
+  for (const [list, value] of [["names", "name"], ["notes", "note"]]) {
+    const wrong = (read[list] ?? []).findIndex?.((each) => !Number.isInteger(each?.index) || typeof each[value] !== "string") ?? 0;
+    if (wrong >= 0) throw new Error(`entry ${wrong + 1} of its ${list} is not an index with a ${value}`);
+  }
+  const { identity } = catalog.meta;
+  if (read.identity === identity) return read;
+  if (!read.identity) throw new Error("it does not say which checkpoint and store its names are of");
+  throw new Error(String(read.identity).split("-")[0] === identity.split("-")[0] ? "its names are of this checkpoint, but of another store"
+    : `its names are of another checkpoint${read.checkpoint ? `, “${read.checkpoint}”` : ""}`);
+}
+
 async function readNames(file) {
   const message = byId("names-message");
   try {
-    const read = JSON.parse(await file.text());
-    if (read.identity !== catalog.meta.identity) throw new Error("these names are of another checkpoint or store");
+    const read = namesIn(await file.text());
     read.names.forEach(({ index, name }) => takeName(index, name));
     (read.favorites ?? []).forEach(takeFavorite);
     (read.notes ?? []).forEach(({ index, note }) => takeNote(index, note));

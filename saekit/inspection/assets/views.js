@@ -11,6 +11,16 @@ function viewInAddress() {
   return { name: found[1], latent, other, unknown: noLatent ?? noOther };
 }
 
+// What stands where nothing has this address; null: the gallery has it.
+function noSuchAddress() {
+  const [path] = decoded(location.hash).split("?");
+  if (["", "#", "#/"].includes(path)) return null;
+  const lacking = { map: "This page was made without a map: saekit inspect --map pca adds one.",
+    beside: "This page has no other dictionary beside it: saekit inspect --beside adds one." }[/^#\/(map|beside)(?:\/|$)/.exec(path)?.[1]];
+  return [section("hint", "No such page", null, el("p", {}, lacking ?? `Nothing has the address “${path}”. A feature has “#/f/” and its number.`),
+    el("p", {}, el("a", { href: "#/" }, "To the gallery")))];
+}
+
 // [its number, null], or [null, what to say]; nothing was named: [null, null].
 function latentNamed(text, latents, whose) {
   if (!text) return [null, null];
@@ -41,5 +51,5 @@ function prepareViews() {
 }
 
 function openView(name) {
-  if (VIEWS[name]()) location.hash = `#/${name}${name === "map" && state.latent !== null ? `/${state.latent}` : ""}`;
+  if (VIEWS[name]()) go(`#/${name}${name === "map" && state.latent !== null ? `/${state.latent}` : ""}`);
 }

@@ -1,4 +1,4 @@
-// Plain words in the search box: every latent that has them in a name, a label or a token, with how well they match.
+// Plain words in the search box: every latent that has them in a name, a note, a label or a token, with how well they match.
 
 const LETTER = /[\p{L}\p{N}]/u;
 const [SOMEWHERE, BEGINNING, WHOLE, NUMBER] = [1, 2, 3, 4];
@@ -27,6 +27,7 @@ function wordMatches(needle) {
   };
   matchNumbers(needle, add);
   for (const [latent, name] of names) add(latent, matchLevel(name.toLowerCase(), needle), 1);
+  for (const [latent, note] of notes) add(latent, matchLevel(note.toLowerCase(), needle), 1);
   for (let latent = 0; latent < latents; latent += 1) {
     const meaning = catalog.meanings[latent];
     if (meaning) add(latent, matchLevel(meaning[1].toLowerCase(), needle), meaning[2] / meaning[3]);
