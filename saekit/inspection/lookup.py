@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from saekit.indexing.reader import Index
+from saekit.inspection.beyond_top import TOKENS
 from saekit.inspection.meanings import Meanings
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.site import pack
 from saekit.inspection.word_pairs import NONE, WordTable, word_table
 
-TOKENS, LABELS, NAMES = 8, 6, 3  # that a latent keeps
+LABELS, NAMES = 6, 3  # that a latent keeps, besides as many tokens as its page lists
 BEST, BEST_OF_LABEL = 20, 50  # latents that a token or a name keeps, and a label
 MOST_OF_LATENTS = 1_000_000  # tokens that all latents keep together: 3 of 262,144
 NEAREST = 5

@@ -306,7 +306,8 @@ def test_rows_are_one_line_each_in_python(language):
     assert set(frame["at"]) == {"\n   "} and set(frame["source"]) == {"index"}
 
 
-def test_text_by_maximum_mean_and_contrast(language, capsys):
+def test_text_by_maximum_mean_and_contrast(language, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     run, store = language.run, language.store
     ask = lambda **question: saekit.features(run, store, top=64, **question)
     largest = {row.index: row.act for row in ask(text="cat sat")}
