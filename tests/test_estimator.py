@@ -181,6 +181,7 @@ def test_codes_in_a_pipeline_separate_the_digits(digits):
     assert list(pipeline[:-1].get_feature_names_out()) == [f"estimator{i}" for i in range(24)]
 
 
+@pytest.mark.slow
 def test_a_grid_search_over_latents_in_two_processes(digits):
     train = digits[0][:300]
     search = GridSearchCV(

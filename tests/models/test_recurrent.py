@@ -194,6 +194,7 @@ def test_forget_gates_start_open():
             assert (gates[1] == 1).all() and (gates[[0, 2, 3]] == 0).all()
 
 
+@pytest.mark.slow
 def test_three_numbers_describe_waves_better_than_principal_components():
     """Waves of any phase and frequency, twelve steps of two values."""
     generator = torch.Generator().manual_seed(0)

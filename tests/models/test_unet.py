@@ -166,6 +166,7 @@ def test_skips_carry_what_a_narrow_bottleneck_loses():
     assert with_skips < 0.1 * without
 
 
+@pytest.mark.slow
 def test_without_skips_it_learns_as_an_autoencoder():
     """Rectangles of sixteen shapes through the four numbers of a 2x2 map."""
     x = torch.zeros(16, 8, 8, 1)

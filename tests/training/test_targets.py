@@ -103,6 +103,7 @@ def test_the_row_before_is_that_of_the_same_example(tmp_path):
         WithPrevious(Store(write_store(tmp_path / "flat", 200)))
 
 
+@pytest.mark.slow
 def test_a_temporal_run_makes_neighbours_alike(tmp_path):
     store = write_store(tmp_path / "s", 4000, layout="sequence")
     contrast = []

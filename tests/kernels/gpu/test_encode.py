@@ -472,6 +472,7 @@ def test_batchtopk_with_any_bound(plan, monkeypatch):
         assert torch.equal(again[0].ptr, result[0].ptr) and len(products) <= most
 
 
+@pytest.mark.slow
 def test_batchtopk_when_even_the_sample_is_wrong(monkeypatch):
     """The sampled columns are silent, or the only ones: the search needs more products."""
     x, W, b = uneven()
