@@ -17,6 +17,7 @@ By = Literal[
 ]
 # figure -> what the best latent reaches by chance
 CHANCES = {"information": "chance", "auroc": "auroc_chance"}
+FEW = 20  # active rows at which a share of the maximum counts one half
 AT_BEGINNINGS = 0.5  # share of the active rows from which a latent is one of beginnings
 
 
@@ -53,6 +54,12 @@ def descending(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     """The latents of `among` (F,) bool, largest value first, the earlier of equal ones first."""
     latents = np.flatnonzero(among)
     return latents[np.argsort(-values[latents], kind="stable")]
+
+
+def trust_in_maximum(active_N: np.ndarray) -> np.ndarray:
+    """n / (n + FEW) of latents that are active in n rows of the store: the maximum of few rows says
+    little, and a share of it counts less."""
+    return active_N / (active_N + FEW)
 
 
 @dataclass(frozen=True)

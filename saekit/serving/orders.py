@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from saekit.inspection.score import Scores
+from saekit.inspection.search import trust_in_maximum
 
 RELATIVE, SCORE = "relative", "score"
-LEAST_ROWS = 10  # of the store in which a latent is active: the largest of fewer says little
 
 
 @dataclass(frozen=True)
 class Orders:
     """What latents can be ordered by, beside the size of their activations: its share of the
-    latent's largest activation (maxima (F,)), and the score. By share those that were active
-    (active (F,)) in fewer than LEAST_ROWS rows come after the others."""
+    latent's largest activation (maxima (F,)), and the score. A share counts less where the
+    latent is active in few rows of the store (active (F,)), as in `saekit features`."""
 
     maxima: torch.Tensor | None
     scores: Scores | None = None
@@ -43,5 +43,5 @@ class Orders:
         """These latents (n,), largest figure first, the earlier of equal ones first."""
         figure = self.figure(act_F, by)[latents]
         if by == RELATIVE and self.active is not None:
-            figure = figure + (self.active[latents] >= LEAST_ROWS) * 2  # above all others
+            figure = figure * trust_in_maximum(self.active[latents])
         return latents[np.argsort(-figure, kind="stable")]

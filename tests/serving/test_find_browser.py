@@ -95,8 +95,9 @@ def test_a_token_with_its_figures_and_chance(tab, run, made):
 
 def test_a_sentence_and_a_contrast(tab, run, made):
     ask(tab, TEXT, "Strongest in this text")
-    share = tab.texts("#latents .value")
-    assert share == sorted(share, key=lambda text: -float(text.removesuffix(" %")))
+    by_share = saekit.features(run, made.store, text=TEXT, sort="share", top=64)
+    assert numbers(tab) == [row.index for row in by_share]
+    assert all(share.endswith(" %") for share in tab.texts("#latents .value"))
     tab.page.select_option("#order", "max")
     tab.page.wait_for_selector("#latents .value:not(:has-text('%'))")
     expected = saekit.features(run, made.store, text=TEXT, sort="act", top=64)

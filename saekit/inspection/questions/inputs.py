@@ -14,11 +14,10 @@ from saekit.inspection.known import Known, check_number
 from saekit.inspection.on_input import OnInput, of_input, on_input
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.questions.asked import Answer, Asked
-from saekit.inspection.search import Ranking
+from saekit.inspection.search import Ranking, trust_in_maximum
 
 ORDERS = ("share", "max", "mean")
 MANY = 3  # latents on the first token of a text before that is said
-FEW = 20  # active rows at which a share counts one half
 
 
 def on_inputs(
@@ -52,11 +51,10 @@ def of_one(asked: Asked, read: Sequence[OnInput]) -> Answer:
 
 def share_weights(known: Known) -> np.ndarray:
     """(F,): what a size on an input is multiplied by for the order `share`: 1 over the latent's
-    maximum on the store, times n / (n + FEW) where it is active in n rows of it, since the maximum
-    of few rows says little; 0 for a latent that never fires there."""
+    maximum on the store, times `trust_in_maximum`; 0 for a latent that never fires there."""
     sizes = known.max.astype(np.float64)
     of_max = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
-    return of_max * known.active / (known.active + FEW)
+    return of_max * trust_in_maximum(known.active)
 
 
 def on_first_token(answer: Answer, latents: Sequence[int], not_bos: bool) -> str:

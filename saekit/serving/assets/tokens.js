@@ -41,14 +41,15 @@ function rankedInRow({ latents, acts }) {
   return entries.map((entry) => [entry, orderFigure(...entry)]).sort(([, a], [, b]) => b - a).map(([entry]) => entry);
 }
 
-// As orders.py: of latents that were active in few rows the maximum says little.
-const LEAST_ROWS = 10;
+// Active rows at which a share of the maximum counts one half: as saekit.inspection.search.trust_in_maximum.
+const FEW = 20;
 
 function orderFigure(latent, act) {
   const { max, density, score } = briefOf(latent);
   if (input.order === "score") return score ?? 0;
-  const isRare = density !== null && Math.round(density * served.rows) < LEAST_ROWS;
-  return (max > 0 ? Math.min(Math.abs(act) / max, 1) : 0) + (isRare ? 0 : 2);
+  const share = max > 0 ? Math.min(Math.abs(act) / max, 1) : 0;
+  const active = density === null ? null : Math.round(density * served.rows);
+  return active === null ? share : (share * active) / (active + FEW);
 }
 
 // What full shading means: the largest activation in the store, or in this input where no store says more.
