@@ -21,6 +21,8 @@ WIDEST = 28  # flags beyond it have a line of their own
 ALL = "--help-all"
 FEW = 12  # options that are named one by one
 _WORD = r"(?:'[^']*'|\S)+"  # quoted blanks do not end it
+UNBROKEN = "\N{NON-BREAKING HYPHEN}"
+FLAG = re.compile(r"--[\w-]+")
 PIECE = re.compile(rf"--\S+ (?!--){_WORD}|{_WORD}")  # a flag stays with its value
 
 
@@ -44,7 +46,11 @@ class Command(TyperCommand):
         for panel, records in texts.items():
             if records:
                 with formatter.section(panel):  # all of one width, so that the texts align
-                    formatter.write_dl([(n.ljust(width), text) for n, text in records], width)
+                    lines = [(name.ljust(width), whole_flags(text)) for name, text in records]
+                    formatter.write_dl(lines, width)
+
+    def get_help(self, ctx: Context) -> str:
+        return super().get_help(ctx).replace(UNBROKEN, "-")
 
     def _panels(self, ctx: Context) -> dict[str, list[Any]]:
         """The parameters that have a place in the help, by topic; common ones last."""
@@ -83,6 +89,12 @@ class Command(TyperCommand):
             with formatter.section("Examples"):
                 for line in self.epilog.splitlines():
                     formatter.write("".join(f"  {row}\n" for row in folded(line, formatter.width)))
+
+
+def whole_flags(text: str) -> str:
+    """The text with UNBROKEN for the hyphens of its flags: lines break at a hyphen, and a flag that
+    is cut in two cannot be copied."""
+    return FLAG.sub(lambda flag: flag[0].replace("-", UNBROKEN), text)
 
 
 def help_all() -> Any:

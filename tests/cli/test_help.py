@@ -89,6 +89,15 @@ def test_a_help_that_is_short_anyway_shows_everything(capsys, verb):
     assert saekit(capsys, verb, ALL)[1] == page
 
 
+@pytest.mark.parametrize("columns", [74, 80])
+def test_no_flag_is_cut_in_two_at_the_end_of_a_line(columns):
+    page = helped("features", "--help", COLUMNS=str(columns), NO_COLOR="1")
+    assert (
+        not re.search(r"--?\w[\w-]*-$", page, re.MULTILINE)
+        and "\N{NON-BREAKING HYPHEN}" not in page
+    )
+
+
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_a_page_is_as_wide_as_the_terminal_and_plain_in_a_pipe(columns):
     page = helped("harvest", "--help", COLUMNS=str(columns), NO_COLOR="1")
