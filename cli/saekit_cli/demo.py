@@ -70,7 +70,7 @@ TEXT = Part(
         "pca": {"model": "pca"},
     },
     "topk",
-    "interesting:300",
+    "interesting:200",
     "SmolLM2-135M-Instruct (4-bit weights) reading tales, novels and Python's documentation",
 )
 IMAGE = Part(
@@ -84,12 +84,12 @@ IMAGE = Part(
             "k": 16, "k_start": 32, "k_anneal": 0.4, "lr": 1e-3, "batch": 2048, "rows": 1_500_000,
         },
         "gated": {
-            "sparsity": "gated", "target_l0": 10, "lr": 1e-3, "batch": 2048, "rows": 1_000_000,
+            "sparsity": "gated", "target_l0": 10, "lr": 1e-3, "batch": 2048, "rows": 750_000,
         },
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",
-    "interesting:150",
+    "interesting:80",
     "a small vision transformer looking at 6,000 pictures of emoji (OpenMoji, CC BY-SA 4.0)",
 )  # fmt: skip
 DEPTH = 0.75  # of a language model: where its hook is (docs/notes/log.md: which block)
